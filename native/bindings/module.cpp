@@ -1,0 +1,284 @@
+// bitnet._native: translation between Python objects and the engine, nothing else. The GIL is released wherever the engine
+// reads files, packs weights or computes. The Python view of it is src/bitnet/_native.pyi.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/pair.h>
+#include <nanobind/stl/shared_ptr.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <cstring>
+
+#include "gguf/gguf_file.h"
+#include "model/model.h"
+#include "model/runner.h"
+#include "platform/cpu_features.h"
+#include "platform/errors.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace bitnet {
+namespace {
+
+// ---- metadata ---------------------------------------------------------------------------------------------------------
+
+nb::object text(std::string_view s) {
+    return nb::steal(PyUnicode_DecodeUTF8(s.data(), static_cast<Py_ssize_t>(s.size()), "surrogateescape"));
+}
+
+template <class T>
+T read(const uint8_t* p) {
+    T value;
+    std::memcpy(&value, p, sizeof value);
+    return value;
+}
+
+template <class T>
+nb::list number_list(const MetadataArray& array) {
+    nb::list list;
+    for (uint64_t i = 0; i < array.count; i++) list.append(read<T>(array.numbers + i * sizeof(T)));
+    return list;
+}
+
+nb::list array_list(const MetadataArray& array) {
+    switch (array.element_type) {
+        case ValueType::U8: return number_list<uint8_t>(array);
+        case ValueType::I8: return number_list<int8_t>(array);
+        case ValueType::U16: return number_list<uint16_t>(array);
+        case ValueType::I16: return number_list<int16_t>(array);
+        case ValueType::U32: return number_list<uint32_t>(array);
+        case ValueType::I32: return number_list<int32_t>(array);
+        case ValueType::U64: return number_list<uint64_t>(array);
+        case ValueType::I64: return number_list<int64_t>(array);
+        case ValueType::F32: return number_list<float>(array);
+        case ValueType::F64: return number_list<double>(array);
+        case ValueType::Bool: {
+            nb::list list;
+            for (uint64_t i = 0; i < array.count; i++) list.append(array.numbers[i] != 0);
+            return list;
+        }
+        default: break;
+    }
+    nb::list list;
+    for (std::string_view s : array.strings) list.append(text(s));
+    return list;
+}
+
+nb::object to_python(const MetadataValue& value) {
+    if (const auto* array = std::get_if<MetadataArray>(&value.value)) return array_list(*array);
+    if (const auto* s = std::get_if<std::string_view>(&value.value)) return text(*s);
+    if (const auto* d = std::get_if<double>(&value.value)) return nb::cast(*d);
+    if (const auto* i = std::get_if<int64_t>(&value.value)) return nb::cast(*i);
+    const uint64_t u = std::get<uint64_t>(value.value);
+    return value.type == ValueType::Bool ? nb::cast(u != 0) : nb::cast(u);
+}
+
+nb::dict metadata(const GgufFile& file) {
+    nb::dict dict;
+    for (const auto& [key, value] : file.metadata()) dict[text(key)] = to_python(value);
+    return dict;
+}
+
+// A copy that outlives the file's mapping.
+struct TensorSummary {
+    std::string name, type_name;
+    std::vector<uint64_t> shape;
+    uint64_t offset, n_bytes;
+};
+
+std::vector<TensorSummary> tensors(const GgufFile& file) {
+    std::vector<TensorSummary> summaries;
+    for (const TensorInfo& t : file.tensors())
+        summaries.push_back({std::string(t.name), tensor_type_name(t.type_id), {t.dims.begin(), t.dims.begin() + t.n_dims}, t.offset, t.extent});
+    return summaries;
+}
+
+// ---- arrays -----------------------------------------------------------------------------------------------------------
+
+using FloatArray = nb::ndarray<nb::numpy, float, nb::ndim<2>>;
+
+FloatArray new_array(size_t rows, size_t cols, float** data) {
+    *data = new float[std::max<size_t>(1, rows * cols)];
+    nb::capsule owner(*data, [](void* p) noexcept { delete[] static_cast<float*>(p); });
+    return FloatArray(*data, {rows, cols}, owner);
+}
+
+using TokenArray = nb::ndarray<const int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+
+void forward(Runner& runner, TokenArray token_ids, const std::vector<std::vector<int32_t>>& block_tables,
+             const std::vector<int32_t>& starts, const std::vector<int32_t>& lengths, const std::vector<int32_t>& outputs) {
+    if (block_tables.size() != starts.size() || starts.size() != lengths.size())
+        throw InvalidRequestError("block_tables, starts and lengths must have one entry per sequence");
+    const std::vector<int32_t> tokens(token_ids.data(), token_ids.data() + token_ids.size());
+    std::vector<SequenceSlice> slices;
+    for (size_t s = 0; s < starts.size(); s++) slices.push_back({block_tables[s], starts[s], lengths[s]});
+    nb::gil_scoped_release release;
+    runner.forward(tokens, slices, outputs);
+}
+
+std::shared_ptr<Model> load(std::shared_ptr<GgufFile> file, int n_threads, bool use_mmap, bool use_mlock, const std::string& cache_path) {
+    ModelOptions options;
+    options.n_threads = n_threads > 0 ? n_threads : physical_cores();
+    options.use_mmap = use_mmap;
+    options.use_mlock = use_mlock;
+    options.cache_path = use_mmap ? cache_path : "";
+    nb::gil_scoped_release release;
+    return Model::load(std::move(file), options);
+}
+
+std::shared_ptr<Runner> new_runner(std::shared_ptr<Model> model, int n_blocks, int max_batch_tokens, int n_threads, const std::string& name) {
+    const Kernels* kernels = select_kernels(name.c_str());
+    if (!kernels) throw InvalidRequestError("this processor has no kernels called '" + name + "'");
+    if (n_blocks < 1 || max_batch_tokens < 1 || n_threads < 0 || n_threads > 1024)
+        throw InvalidRequestError("n_blocks and max_batch_tokens must be at least 1, n_threads 0..1024");
+    return std::make_shared<Runner>(std::move(model), n_blocks, max_batch_tokens, n_threads > 0 ? n_threads : physical_cores(), *kernels);
+}
+
+Sampler new_sampler(float temperature, int32_t top_k, float top_p, float min_p, float repetition_penalty, float presence_penalty,
+                    float frequency_penalty, uint64_t seed, const std::optional<nb::dict>& logit_bias, const std::vector<int32_t>& prompt_ids) {
+    std::vector<std::pair<int32_t, float>> bias;
+    if (logit_bias)
+        for (const auto& [token, value] : *logit_bias) bias.emplace_back(nb::cast<int32_t>(token), nb::cast<float>(value));
+    if (!(repetition_penalty > 0)) throw InvalidRequestError("repetition_penalty must be positive");
+    return Sampler({temperature, top_k, top_p, min_p, repetition_penalty, presence_penalty, frequency_penalty, seed}, std::move(bias), prompt_ids);
+}
+
+// Native exceptions become the Python exceptions of bitnet.errors, looked up when raised.
+void raise(const char* name, const char* message) {
+    nb::object type = nb::module_::import_("bitnet.errors").attr(name);
+    PyErr_SetObject(type.ptr(), nb::str(message).ptr());
+}
+
+void translate(const std::exception_ptr& error, void*) {
+    try {
+        std::rethrow_exception(error);
+    } catch (const ModelFileError& e) {
+        raise("ModelFileError", e.what());
+    } catch (const InvalidRequestError& e) {
+        raise("ValidationError", e.what());
+    } catch (const CancelledError& e) {
+        raise("CancelledError", e.what());
+    }
+}
+
+}  // namespace
+}  // namespace bitnet
+
+NB_MODULE(_native, m) {
+    using namespace bitnet;
+    nb::set_leak_warnings(false);  // interpreter exit with live generations is normal; the pools join in their destructors
+    nb::register_exception_translator(translate);
+
+    nb::class_<TensorSummary>(m, "TensorInfo")
+        .def_ro("name", &TensorSummary::name)
+        .def_ro("type_name", &TensorSummary::type_name)
+        .def_ro("shape", &TensorSummary::shape)
+        .def_ro("offset", &TensorSummary::offset)
+        .def_ro("n_bytes", &TensorSummary::n_bytes);
+
+    nb::class_<GgufFile>(m, "ModelFile")
+        .def(nb::new_([](const std::string& path) {
+                 nb::gil_scoped_release release;
+                 return GgufFile::open(path);
+             }),
+             "path"_a)
+        .def_prop_ro("path", &GgufFile::path)
+        .def_prop_ro("version", &GgufFile::version)
+        .def_prop_ro("size", [](const GgufFile& f) { return f.file().size(); })
+        .def_prop_ro("metadata", metadata)
+        .def_prop_ro("tensors", tensors);
+
+    nb::class_<Model>(m, "Model")
+        .def(nb::new_(&load), "file"_a, nb::kw_only(), "n_threads"_a = 0, "use_mmap"_a = true, "use_mlock"_a = false, "cache_path"_a = "")
+        .def_prop_ro("architecture", [](const Model& m) { return std::string(m.architecture().name); })
+        .def_prop_ro("activation", [](const Model& m) { return std::string(activation_name(m.architecture().activation)); })
+        .def_prop_ro("n_layers", [](const Model& m) { return m.sizes().n_layers; })
+        .def_prop_ro("hidden_size", [](const Model& m) { return m.sizes().hidden_size; })
+        .def_prop_ro("ffn_size", [](const Model& m) { return m.sizes().ffn_size; })
+        .def_prop_ro("n_heads", [](const Model& m) { return m.sizes().n_heads; })
+        .def_prop_ro("n_kv_heads", [](const Model& m) { return m.sizes().n_kv_heads; })
+        .def_prop_ro("head_dim", [](const Model& m) { return m.sizes().head_dim; })
+        .def_prop_ro("vocab_size", [](const Model& m) { return m.sizes().vocab_size; })
+        .def_prop_ro("context_length", [](const Model& m) { return m.sizes().context_length; })
+        .def_prop_ro("tied_head", &Model::tied_head)
+        .def_prop_ro("n_parameters", &Model::n_parameters)
+        .def_prop_ro("ternary_bytes", [](const Model& m) { return m.packed().ternary_bytes(); })
+        .def_prop_ro("head_bytes", [](const Model& m) { return m.dense_bytes() + m.packed().head_bytes(); })
+        .def_prop_ro("from_cache", [](const Model& m) { return m.packed().from_cache(); })
+        .def_prop_ro("warnings", &Model::warnings);
+
+    nb::class_<Sampled>(m, "Sampled")
+        .def_ro("token_id", &Sampled::token)
+        .def_ro("logprob", &Sampled::logprob)
+        .def_ro("top", &Sampled::top);
+
+    nb::class_<Sampler>(m, "Sampler")
+        .def(nb::new_(&new_sampler), nb::kw_only(), "temperature"_a = 0.7f, "top_k"_a = 40, "top_p"_a = 0.9f, "min_p"_a = 0.0f,
+             "repetition_penalty"_a = 1.0f, "presence_penalty"_a = 0.0f, "frequency_penalty"_a = 0.0f, "seed"_a = 0,
+             "logit_bias"_a = nb::none(), "prompt_ids"_a = std::vector<int32_t>{})
+        .def("accept", &Sampler::accept, "token_id"_a)
+        .def("set_mask", [](Sampler& sampler, std::optional<TokenArray> mask) {
+                 std::vector<uint32_t> words;
+                 if (mask) {
+                     words.resize(mask->size());
+                     std::memcpy(words.data(), mask->data(), words.size() * sizeof(uint32_t));
+                 }
+                 sampler.set_mask(std::move(words));
+             }, "mask"_a.none());
+
+    nb::class_<Runner>(m, "Runner")
+        .def(nb::new_(&new_runner), "model"_a, nb::kw_only(), "n_blocks"_a, "max_batch_tokens"_a = 512, "n_threads"_a = 0, "kernels"_a = "")
+        .def_prop_ro("block_size", [](const Runner&) { return kKvBlock; })
+        .def_prop_ro("n_blocks", [](const Runner& r) { return r.kv().n_blocks(); })
+        .def_prop_ro("n_threads", &Runner::n_threads)
+        .def_prop_ro("kernels", [](const Runner& r) { return std::string(r.kernels().name); })
+        .def_prop_ro("kv_bytes", [](const Runner& r) { return r.kv().bytes(); })
+        .def_prop_ro("max_batch_tokens", &Runner::max_batch_tokens)
+        .def("forward", forward, "token_ids"_a, "block_tables"_a, "starts"_a, "lengths"_a, "outputs"_a)
+        .def("logits", [](Runner& r) {
+            float* data;
+            FloatArray array = new_array(static_cast<size_t>(r.n_outputs()), static_cast<size_t>(r.model().sizes().vocab_size), &data);
+            {
+                nb::gil_scoped_release release;
+                r.logits(data);
+            }
+            return array;
+        })
+        .def("hidden", [](const Runner& r) {
+            float* data;
+            const size_t rows = static_cast<size_t>(r.n_outputs()), cols = static_cast<size_t>(r.model().sizes().hidden_size);
+            FloatArray array = new_array(rows, cols, &data);
+            std::memcpy(data, r.hidden(), rows * cols * sizeof(float));
+            return array;
+        })
+        .def("sample", &Runner::sample, "output"_a, "sampler"_a, "logprobs"_a = -1, nb::call_guard<nb::gil_scoped_release>())
+        .def("copy_block", [](Runner& r, int source, int target) {
+                 if (source < 0 || target < 0 || source >= r.kv().n_blocks() || target >= r.kv().n_blocks())
+                     throw InvalidRequestError("KV block out of range");
+                 r.kv().copy_block(source, target);
+             }, "source"_a, "target"_a)
+        .def("cancel", &Runner::cancel);
+
+    m.def("cpu_kernels", [] {
+        std::vector<std::string> names;
+        for (const char* name : {"avx2", "scalar"})
+            if (select_kernels(name)) names.emplace_back(name);
+        return names;
+    });
+    m.def("physical_cores", physical_cores);
+    m.def("build_info", [] {
+        nb::dict info;
+#if defined(__clang__)
+        info["compiler"] = "clang " __clang_version__;
+#elif defined(__GNUC__)
+        info["compiler"] = "gcc " __VERSION__;
+#else
+        info["compiler"] = "unknown";
+#endif
+        info["version"] = BITNET_VERSION;
+        info["kernels"] = select_kernels()->name;
+        return info;
+    });
+}

@@ -1,0 +1,105 @@
+#include "model/head.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "quant/dense.h"
+
+namespace bitnet {
+
+namespace {
+
+float dot_row(const DenseRows& rows, const Kernels& kernels, int32_t row, const float* x, int32_t n, float* scratch) {
+    const uint8_t* data = rows.row(row);
+    switch (rows.type) {
+        case TensorType::F16: return kernels.dot_f16(reinterpret_cast<const uint16_t*>(data), x, n);
+        case TensorType::BF16: return kernels.dot_bf16(reinterpret_cast<const uint16_t*>(data), x, n);
+        default: decode_row(rows.type, data, static_cast<size_t>(n), scratch); return kernels.dot_f32(scratch, x, n);
+    }
+}
+
+}  // namespace
+
+float LogitRow::exact(int32_t token) const {
+    thread_local std::vector<float> scratch;
+    scratch.resize(static_cast<size_t>(model_->sizes().hidden_size));
+    return dot_row(model_->head(), *kernels_, token, hidden_, model_->sizes().hidden_size, scratch.data());
+}
+
+std::vector<float> LogitRow::exact_all() const {
+    std::vector<float> logits(static_cast<size_t>(vocab_size()));
+    OutputHead::exact(*model_, *kernels_, *pool_, hidden_, 1, logits.data());
+    return logits;
+}
+
+void OutputHead::compute(const float* hidden, int n) {
+    const HeadRows& rows = model_.packed().head();
+    const int32_t size = model_.sizes().hidden_size, vocab = model_.sizes().vocab_size;
+    const size_t count = static_cast<size_t>(n);
+    hidden_ = hidden;
+    if (quantized_.size() < count * rows.stride) {
+        quantized_ = PageBuffer(count * rows.stride);
+        scores_ = PageBuffer(count * static_cast<size_t>(vocab) * sizeof(float));
+        for (std::vector<float>* values : {&scales_, &norms_, &errors_}) values->resize(count);
+        sums_.resize(count);
+    }
+    for (int t = 0; t < n; t++) {
+        const float* h = hidden + static_cast<size_t>(t) * static_cast<size_t>(size);
+        int8_t* q = quantized_.as<int8_t>() + static_cast<size_t>(t) * rows.stride;
+        kernels_.quantize_row(h, size, rows.stride, q, &scales_[static_cast<size_t>(t)], &sums_[static_cast<size_t>(t)]);
+        double norm = 0, error = 0;
+        for (int32_t i = 0; i < size; i++) {
+            const double rest = h[i] - static_cast<double>(scales_[static_cast<size_t>(t)]) * q[i];
+            norm += static_cast<double>(h[i]) * h[i];
+            error += rest * rest;
+        }
+        norms_[static_cast<size_t>(t)] = static_cast<float>(std::sqrt(norm) * (1 + 1e-6));
+        errors_[static_cast<size_t>(t)] = static_cast<float>(std::sqrt(error) * (1 + 1e-6));
+    }
+    const QuantizedRows x{quantized_.as<int8_t>(), rows.stride, scales_.data(), sums_.data()};
+    pool_.run([&](ThreadPool::Worker& worker) {
+        worker.parallel_for(vocab, 1024, [&](int64_t begin, int64_t end) {
+            kernels_.head_rows(rows.values, rows.stride, rows.scales, static_cast<int>(begin), static_cast<int>(end), x, n,
+                               scores_.as<float>(), static_cast<size_t>(vocab));
+        });
+    });
+}
+
+LogitRow OutputHead::row(int index) const {
+    const int32_t size = model_.sizes().hidden_size;
+    const size_t i = static_cast<size_t>(index);
+    LogitRow row;
+    row.model_ = &model_;
+    row.kernels_ = &kernels_;
+    row.pool_ = &pool_;
+    row.hidden_ = hidden_ + i * static_cast<size_t>(size);
+    row.approximate_ = scores_.as<float>() + i * static_cast<size_t>(model_.sizes().vocab_size);
+    // Rounding of the exact f32 dot product itself (32 lanes, each a chain of size/32 additions, then five more), and of the
+    // two multiplications behind the integer one, relative to |w| |h|.
+    const float rounding = (static_cast<float>(size) / 32.0f + 16.0f) * 6e-8f;
+    row.error_factor_ = norms_[i] * (1 + rounding);
+    row.norm_factor_ = errors_[i] + norms_[i] * rounding;
+    return row;
+}
+
+void OutputHead::exact(const Model& model, const Kernels& kernels, ThreadPool& pool, const float* hidden, int n, float* out) {
+    const int32_t size = model.sizes().hidden_size, vocab = model.sizes().vocab_size;
+    const DenseRows& rows = model.head();
+    pool.run([&](ThreadPool::Worker& worker) {
+        std::vector<float> scratch(static_cast<size_t>(size));
+        worker.parallel_for(vocab, 64, [&](int64_t begin, int64_t end) {
+            for (int64_t r = begin; r < end; r++) {
+                // With several positions the row is decoded once; decoding is exact, so the dot product is the same.
+                if (n > 1) decode_row(rows.type, rows.row(static_cast<int32_t>(r)), scratch.size(), scratch.data());
+                for (int t = 0; t < n; t++) {
+                    const float* h = hidden + static_cast<size_t>(t) * static_cast<size_t>(size);
+                    out[static_cast<size_t>(t) * static_cast<size_t>(vocab) + static_cast<size_t>(r)] =
+                        n > 1 ? kernels.dot_f32(scratch.data(), h, size)
+                              : dot_row(rows, kernels, static_cast<int32_t>(r), h, size, scratch.data());
+                }
+            }
+        });
+    });
+}
+
+}  // namespace bitnet

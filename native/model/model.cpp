@@ -1,0 +1,190 @@
+// Finds every tensor a descriptor asks for, checks its type and shape, and refuses whatever it does not know.
+#include "model/model.h"
+
+#include <cmath>
+#include <cstring>
+#include <unordered_set>
+
+#include "platform/errors.h"
+#include "quant/dense.h"
+
+namespace bitnet {
+
+namespace {
+
+// Collects the tensors that were used, so that left-over ones (biases, scaling factors: a graph we do not compute) are found.
+class TensorFinder {
+public:
+    explicit TensorFinder(const GgufFile& file) : file_(file) {}
+
+    const TensorInfo& find(const std::string& name, uint64_t dim0, uint64_t dim1) {
+        const TensorInfo* tensor = file_.find_tensor(name);
+        if (!tensor) file_.fail("tensor '" + name + "' is missing");
+        used_.insert(tensor->name);
+        const bool vector = dim1 == 1;
+        if (tensor->dims[0] != dim0 || tensor->dims[1] != dim1 || tensor->dims[2] != 1 || tensor->dims[3] != 1 ||
+            (vector && tensor->n_dims > 2))
+            file_.fail("tensor '" + name + "' must have shape [" + std::to_string(dim0) +
+                       (vector ? "" : ", " + std::to_string(dim1)) + "], found [" + shape(*tensor) + "]");
+        if (!is_supported(tensor->type_id))
+            file_.fail("tensor '" + name + "' has type " + tensor_type_name(tensor->type_id) + ", which this engine does not read");
+        return *tensor;
+    }
+
+    const TensorInfo& ternary(const std::string& name, int32_t cols, int32_t rows) {
+        const TensorInfo& tensor = find(name, static_cast<uint64_t>(cols), static_cast<uint64_t>(rows));
+        if (static_cast<TensorType>(tensor.type_id) != TensorType::I2_S)
+            file_.fail("tensor '" + name + "' must be ternary (I2_S), found " + tensor_type_name(tensor.type_id));
+        return tensor;
+    }
+
+    const TensorInfo& dense(const std::string& name, int32_t cols, int32_t rows) {
+        const TensorInfo& tensor = find(name, static_cast<uint64_t>(cols), static_cast<uint64_t>(rows));
+        if (static_cast<TensorType>(tensor.type_id) == TensorType::I2_S)
+            file_.fail("tensor '" + name + "' must be a float or block format, found I2_S");
+        return tensor;
+    }
+
+    std::vector<float> norm(const std::string& name, int32_t size) {
+        const TensorInfo& tensor = dense(name, size, 1);
+        const auto type = static_cast<TensorType>(tensor.type_id);
+        if (type != TensorType::F32 && type != TensorType::F16 && type != TensorType::BF16)
+            file_.fail("tensor '" + name + "' must be F32, F16 or BF16, found " + tensor_type_name(tensor.type_id));
+        std::vector<float> values(static_cast<size_t>(size));
+        decode_row(type, tensor.data, values.size(), values.data());
+        for (float value : values)
+            if (!std::isfinite(value)) file_.fail("tensor '" + name + "' has a value that is not finite");
+        return values;
+    }
+
+    void refuse_unused() const {
+        for (const TensorInfo& tensor : file_.tensors())
+            if (!used_.count(tensor.name))
+                file_.fail("unexpected tensor '" + std::string(tensor.name) + "': this architecture is not known to have it");
+    }
+
+private:
+    static std::string shape(const TensorInfo& tensor) {
+        std::string text;
+        for (uint32_t d = 0; d < tensor.n_dims; d++) text += (d ? ", " : "") + std::to_string(tensor.dims[d]);
+        return text;
+    }
+
+    const GgufFile& file_;
+    std::unordered_set<std::string_view> used_;
+};
+
+// Where row m of a NEOX-paired q or k stands in a file whose converter interleaved the pairs:
+// file row 2*i + j of each head holds original row j*(head_dim/2) + i.
+std::vector<int32_t> undo_interleaving(int32_t n_heads, int32_t head_dim) {
+    std::vector<int32_t> order(static_cast<size_t>(n_heads) * static_cast<size_t>(head_dim));
+    const int32_t half = head_dim / 2;
+    for (int32_t head = 0; head < n_heads; head++)
+        for (int32_t j = 0; j < 2; j++)
+            for (int32_t i = 0; i < half; i++)
+                order[static_cast<size_t>(head * head_dim + j * half + i)] = head * head_dim + 2 * i + j;
+    return order;
+}
+
+DenseRows dense_rows(const TensorInfo& tensor) {
+    const auto type = static_cast<TensorType>(tensor.type_id);
+    return {type, tensor.data, row_bytes(type, tensor.dims[0])};
+}
+
+void check_token_ids(const GgufFile& file, int32_t vocab_size) {
+    for (const char* key : {"tokenizer.ggml.bos_token_id", "tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id",
+                            "tokenizer.ggml.unknown_token_id", "tokenizer.ggml.padding_token_id"}) {
+        if (file.find(key) && file.require_u32(key) >= static_cast<uint32_t>(vocab_size))
+            file.fail("'" + std::string(key) + "' is " + std::to_string(file.require_u32(key)) + ", but the vocabulary has " +
+                      std::to_string(vocab_size) + " tokens");
+    }
+}
+
+}  // namespace
+
+std::shared_ptr<Model> Model::load(std::shared_ptr<GgufFile> file, const ModelOptions& options) {
+    auto model = std::shared_ptr<Model>(new Model());
+    model->file_ = file;
+    model->architecture_ = &find_architecture(*file);
+    const Architecture& architecture = *model->architecture_;
+    const ModelSizes s = model->sizes_ = read_sizes(*file);
+    check_token_ids(*file, s.vocab_size);
+
+    TensorFinder finder(*file);
+    const TensorInfo& embedding = finder.dense("token_embd.weight", s.hidden_size, s.vocab_size);
+    const TensorInfo* head = &embedding;
+    if (file->find_tensor("output.weight")) {
+        head = &finder.dense("output.weight", s.hidden_size, s.vocab_size);
+        model->tied_head_ = false;
+    }
+    model->output_norm_ = finder.norm("output_norm.weight", s.hidden_size);
+
+    std::vector<TernarySource> sources;
+    const auto add = [&](const std::string& name, int32_t cols, int32_t rows, std::vector<int32_t> order = {}) {
+        sources.push_back({&finder.ternary(name, cols, rows), rows, cols, std::move(order)});
+    };
+    for (int32_t i = 0; i < s.n_layers; i++) {
+        const std::string prefix = "blk." + std::to_string(i) + ".";
+        LayerWeights layer;
+        layer.attn_norm = finder.norm(prefix + "attn_norm.weight", s.hidden_size);
+        layer.ffn_norm = finder.norm(prefix + "ffn_norm.weight", s.hidden_size);
+        if (architecture.sub_norms) {
+            layer.attn_sub_norm = finder.norm(prefix + "attn_sub_norm.weight", s.q_size());
+            layer.ffn_sub_norm = finder.norm(prefix + "ffn_sub_norm.weight", s.ffn_size);
+        }
+        const bool permuted = architecture.interleaved_rope_rows;
+        add(prefix + "attn_q.weight", s.hidden_size, s.q_size(),
+            permuted ? undo_interleaving(s.n_heads, s.head_dim) : std::vector<int32_t>{});
+        add(prefix + "attn_k.weight", s.hidden_size, s.kv_size(),
+            permuted ? undo_interleaving(s.n_kv_heads, s.head_dim) : std::vector<int32_t>{});
+        add(prefix + "attn_v.weight", s.hidden_size, s.kv_size());
+        add(prefix + "attn_output.weight", s.q_size(), s.hidden_size);
+        add(prefix + "ffn_gate.weight", s.hidden_size, s.ffn_size);
+        add(prefix + "ffn_up.weight", s.hidden_size, s.ffn_size);
+        add(prefix + "ffn_down.weight", s.ffn_size, s.hidden_size);
+        model->layers_.push_back(std::move(layer));
+    }
+    finder.refuse_unused();
+
+    model->packed_ = PackedWeights::create(*file, sources, *head, options.n_threads, options.cache_path);
+    const PackedWeights& packed = *model->packed_;
+    if (!packed.warning().empty()) model->warnings_.push_back(packed.warning());
+    size_t index = 0;
+    for (LayerWeights& layer : model->layers_)
+        for (TernaryWeights* weights : {&layer.q, &layer.k, &layer.v, &layer.o, &layer.gate, &layer.up, &layer.down}) {
+            if (packed.is_all_zero(index))
+                model->warnings_.push_back("tensor '" + std::string(sources[index].tensor->name) +
+                                           "' is entirely zero: this file is probably damaged, expect poor output");
+            *weights = packed.matrix(index++);
+        }
+
+    model->embedding_ = dense_rows(embedding);
+    model->head_ = dense_rows(*head);
+    for (const TensorInfo& tensor : file->tensors()) model->n_parameters_ += tensor.n_elements();
+    if (!options.use_mmap) {
+        const size_t embedding_bytes = model->embedding_.row_bytes * static_cast<size_t>(s.vocab_size);
+        const size_t head_bytes = model->tied_head_ ? 0 : model->head_.row_bytes * static_cast<size_t>(s.vocab_size);
+        model->dense_memory_ = PageBuffer(embedding_bytes + head_bytes);
+        uint8_t* memory = model->dense_memory_.data();
+        std::memcpy(memory, model->embedding_.data, embedding_bytes);
+        if (head_bytes) std::memcpy(memory + embedding_bytes, model->head_.data, head_bytes);
+        model->embedding_.data = memory;
+        model->head_.data = model->tied_head_ ? memory : memory + embedding_bytes;
+        file->file().forget(0, file->file().size());
+    }
+    if (options.use_mlock) {
+        std::string reason;
+        const bool locked = packed.lock(&reason) &&
+                            (options.use_mmap ? file->file().lock(&reason)
+                                              : model->dense_memory_.lock() || (reason = "the system refused", false));
+        if (!locked) model->warnings_.push_back("use_mlock: the weights could not be locked in memory: " + reason);
+    }
+    return model;
+}
+
+size_t Model::dense_bytes() const {
+    const size_t rows = static_cast<size_t>(sizes_.vocab_size);
+    return embedding_.row_bytes * rows + (tied_head_ ? 0 : head_.row_bytes * rows);
+}
+
+}  // namespace bitnet

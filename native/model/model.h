@@ -1,0 +1,73 @@
+// A loaded model: architecture, sizes, packed weights, norms, and the embedding and head rows as the file stores them.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "cpu/kernels.h"
+#include "gguf/gguf_file.h"
+#include "model/architecture.h"
+#include "model/packed_weights.h"
+
+namespace bitnet {
+
+// Rows of a dense matrix in any supported format, in the file mapping or in private memory.
+struct DenseRows {
+    TensorType type = TensorType::F32;
+    const uint8_t* data = nullptr;
+    size_t row_bytes = 0;
+
+    const uint8_t* row(int32_t i) const { return data + static_cast<size_t>(i) * row_bytes; }
+};
+
+struct LayerWeights {
+    std::vector<float> attn_norm;      // [hidden]
+    std::vector<float> attn_sub_norm;  // [n_heads*head_dim], or empty
+    std::vector<float> ffn_norm;       // [hidden]
+    std::vector<float> ffn_sub_norm;   // [ffn], or empty
+    TernaryWeights q, k, v, o, gate, up, down;
+};
+
+struct ModelOptions {
+    int n_threads = 1;        // for packing
+    bool use_mmap = true;     // embedding and head rows stay in the file mapping; false copies them
+    bool use_mlock = false;
+    std::string cache_path;   // packed weights; empty = private memory
+};
+
+class Model {
+public:
+    // Throws ModelFileError for anything this engine does not compute exactly as trained.
+    static std::shared_ptr<Model> load(std::shared_ptr<GgufFile> file, const ModelOptions& options);
+
+    const Architecture& architecture() const { return *architecture_; }
+    const ModelSizes& sizes() const { return sizes_; }
+    const std::vector<LayerWeights>& layers() const { return layers_; }
+    const std::vector<float>& output_norm() const { return output_norm_; }
+    const DenseRows& embedding() const { return embedding_; }
+    const DenseRows& head() const { return head_; }
+    const PackedWeights& packed() const { return *packed_; }
+    bool tied_head() const { return tied_head_; }
+    uint64_t n_parameters() const { return n_parameters_; }
+    size_t dense_bytes() const;  // embedding and head rows as stored
+    const std::vector<std::string>& warnings() const { return warnings_; }
+
+private:
+    Model() = default;
+
+    std::shared_ptr<GgufFile> file_;
+    const Architecture* architecture_ = nullptr;
+    ModelSizes sizes_;
+    std::vector<LayerWeights> layers_;
+    std::vector<float> output_norm_;
+    DenseRows embedding_;
+    DenseRows head_;
+    PageBuffer dense_memory_;  // use_mmap = false: copies of the rows above
+    std::shared_ptr<PackedWeights> packed_;
+    bool tied_head_ = true;
+    uint64_t n_parameters_ = 0;
+    std::vector<std::string> warnings_;
+};
+
+}  // namespace bitnet

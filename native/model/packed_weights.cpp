@@ -1,0 +1,317 @@
+#include "model/packed_weights.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstring>
+#include <filesystem>
+
+#include "platform/atomic_file.h"
+#include "platform/errors.h"
+#include "platform/thread_pool.h"
+#include "quant/dense.h"
+
+namespace bitnet {
+
+namespace {
+
+// Raise when N9, the head rows or the section order change: older cache files are then packed anew.
+constexpr uint32_t kLayoutVersion = 1;
+constexpr char kMagic[8] = {'B', 'I', 'T', 'N', 'E', 'T', 'P', 'K'};
+constexpr int32_t kHeadRowsPerStage = 4096;
+
+struct CacheHeader {
+    char magic[8];
+    uint32_t layout_version;
+    uint32_t reserved;
+    uint64_t total_bytes;
+    uint64_t source_size;
+    int64_t source_time;         // last write, in the file system's ticks
+    uint64_t source_fingerprint; // of sampled pages: notices a replaced file that kept size and time
+    uint64_t layout_hash;        // which tensors were packed, from where, in which order
+};
+
+size_t align64(size_t n) { return (n + 63) / 64 * 64; }
+
+class Fnv1a {
+public:
+    void add(const void* data, size_t bytes) {
+        for (size_t i = 0; i < bytes; i++) hash_ = (hash_ ^ static_cast<const uint8_t*>(data)[i]) * 1099511628211ull;
+    }
+    template <class T>
+    void add(const T& value) {
+        add(&value, sizeof value);
+    }
+    uint64_t value() const { return hash_; }
+
+private:
+    uint64_t hash_ = 14695981039346656037ull;
+};
+
+}  // namespace
+
+struct PackedWeights::Layout {
+    CacheHeader header{};
+    std::vector<size_t> matrices;  // offset of each
+    size_t head_values = 0, head_scales = 0, head_error_norms = 0, head_row_norms = 0, nonzeros = 0;
+    size_t stride = 0;
+    int32_t head_rows = 0;
+
+    Layout(const GgufFile& file, const std::vector<TernarySource>& sources, const TensorInfo& head)
+        : stride(align64(head.dims[0])), head_rows(static_cast<int32_t>(head.dims[1])) {
+        size_t end = align64(sizeof(CacheHeader));
+        const auto place = [&end](size_t bytes) {
+            const size_t offset = end;
+            end = align64(end + bytes);
+            return offset;
+        };
+        Fnv1a hash;
+        for (const TernarySource& source : sources) {
+            matrices.push_back(place(n9_bytes(source.rows, source.cols)));
+            hash.add(source.tensor->offset);
+            hash.add(source.rows);
+            hash.add(source.cols);
+            hash.add(source.row_order.size());
+        }
+        const size_t rows = static_cast<size_t>(head_rows);
+        head_values = place(rows * stride);
+        head_scales = place(rows * sizeof(float));
+        head_error_norms = place(rows * sizeof(float));
+        head_row_norms = place(rows * sizeof(float));
+        nonzeros = place(sources.size() * sizeof(uint64_t));
+        hash.add(head.offset);
+        hash.add(head.type_id);
+        hash.add(head.dims);
+
+        std::memcpy(header.magic, kMagic, sizeof kMagic);
+        header.layout_version = kLayoutVersion;
+        header.total_bytes = end;
+        header.source_size = file.file().size();
+        std::error_code error;
+        header.source_time = std::filesystem::last_write_time(file.path(), error).time_since_epoch().count();
+        header.layout_hash = hash.value();
+        // 64 pages spread over the file: cheap, and different weights cannot agree on all of them.
+        Fnv1a fingerprint;
+        const size_t size = file.file().size(), page = std::min<size_t>(size, 4096);
+        for (size_t i = 0; i < 64; i++) fingerprint.add(file.file().data() + (size - page) / 63 * i, page);
+        header.source_fingerprint = fingerprint.value();
+    }
+};
+
+namespace {
+
+// Receives the sections in file order, either straight into private memory or through a staging buffer into a file.
+class SectionWriter {
+public:
+    SectionWriter(uint8_t* memory, AtomicFile* file) : memory_(memory), file_(file) {}
+
+    uint8_t* stage(size_t offset, size_t bytes) {
+        if (memory_) return memory_ + offset;
+        if (staging_.size() < bytes) staging_.resize(bytes);
+        return staging_.data();
+    }
+    void commit(size_t offset, const uint8_t* staged, size_t bytes) {
+        if (memory_) return;
+        static constexpr uint8_t kZeros[64] = {};
+        file_->write(kZeros, offset - written_);  // sections are 64-byte aligned
+        file_->write(staged, bytes);
+        written_ = offset + bytes;
+    }
+
+private:
+    uint8_t* memory_;
+    AtomicFile* file_;
+    std::vector<uint8_t> staging_;
+    size_t written_ = 0;
+};
+
+// Packs one matrix into `panels`; returns the number of nonzero weights. Throws on a code 3.
+uint64_t pack_matrix(ThreadPool& pool, const GgufFile& file, const TernarySource& source, uint8_t* panels) {
+    const TernarySource& s = source;
+    const int64_t n_panels = (s.rows + kPanelRows - 1) / kPanelRows;
+    const size_t panel_bytes = n9_bytes(kPanelRows, s.cols);
+    const size_t cols = static_cast<size_t>(s.cols);
+    std::atomic<bool> bad_code{false};
+    std::atomic<uint64_t> nonzeros{0};
+    pool.run([&](ThreadPool::Worker& worker) {
+        std::vector<int8_t> codes(kPanelRows * cols);
+        uint64_t count = 0;
+        worker.parallel_for(n_panels, 4, [&](int64_t begin, int64_t end) {
+            for (int64_t panel = begin; panel < end; panel++) {
+                const int32_t first = static_cast<int32_t>(panel) * kPanelRows;
+                const int32_t n_rows = std::min(kPanelRows, s.rows - first);
+                for (int32_t r = 0; r < n_rows; r++) {
+                    const int32_t row = s.row_order.empty() ? first + r : s.row_order[static_cast<size_t>(first + r)];
+                    if (!decode_i2s(s.tensor->data, static_cast<uint64_t>(row) * cols, cols,
+                                    codes.data() + static_cast<size_t>(r) * cols))
+                        bad_code = true;
+                }
+                for (size_t i = 0; i < static_cast<size_t>(n_rows) * cols; i++) count += codes[i] != 0;
+                pack_n9_panel(codes.data(), n_rows, s.cols, panels + static_cast<size_t>(panel) * panel_bytes);
+            }
+        });
+        nonzeros += count;
+    });
+    if (bad_code)
+        file.fail("tensor '" + std::string(s.tensor->name) + "' holds the 2-bit code 3, which no ternary weight has: damaged, or another layout");
+    return nonzeros;
+}
+
+// One row of the head to int8, with the norms the error bound needs (rounded up, so that the bound stays rigorous).
+// Returns false if the row holds a value that is not finite.
+bool pack_head_row(const float* row, size_t n, int8_t* values, size_t stride, float* scale, float* error_norm, float* row_norm) {
+    float absmax = 0;
+    bool finite = true;
+    for (size_t i = 0; i < n; i++) {
+        absmax = std::max(absmax, std::fabs(row[i]));
+        finite &= std::isfinite(row[i]);
+    }
+    const float inverse = absmax > 0 ? 127.0f / absmax : 0.0f;
+    *scale = absmax / 127.0f;
+    double error = 0, norm = 0;
+    for (size_t i = 0; i < n; i++) {
+        constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding and subtracting it rounds to the nearest integer
+        const float q = std::clamp(row[i] * inverse + kRound - kRound, -127.0f, 127.0f);
+        values[i] = static_cast<int8_t>(q);
+        const double approximate = static_cast<double>(*scale) * static_cast<double>(q);
+        error += (row[i] - approximate) * (row[i] - approximate);
+        norm += approximate * approximate;
+    }
+    std::memset(values + n, 0, stride - n);
+    *error_norm = static_cast<float>(std::sqrt(error) * (1 + 1e-6));
+    *row_norm = static_cast<float>(std::sqrt(norm) * (1 + 1e-6));
+    return finite;
+}
+
+}  // namespace
+
+std::shared_ptr<PackedWeights> PackedWeights::create(const GgufFile& file, const std::vector<TernarySource>& matrices,
+                                                     const TensorInfo& head, int n_threads, const std::string& cache_path) {
+    auto packed = std::shared_ptr<PackedWeights>(new PackedWeights());
+    Layout layout(file, matrices, head);
+    if (!cache_path.empty() && packed->map_cache(layout, cache_path)) {
+        packed->from_cache_ = true;
+        packed->attach(layout, packed->cache_->data(), file, matrices);
+        return packed;
+    }
+
+    const auto pack = [&](uint8_t* memory, AtomicFile* cache) {
+        ThreadPool pool(n_threads);
+        SectionWriter writer(memory, cache);
+        CacheHeader* header = reinterpret_cast<CacheHeader*>(writer.stage(0, sizeof(CacheHeader)));
+        *header = layout.header;
+        writer.commit(0, reinterpret_cast<uint8_t*>(header), sizeof(CacheHeader));
+
+        std::vector<uint64_t> nonzeros;
+        for (size_t i = 0; i < matrices.size(); i++) {
+            const size_t bytes = n9_bytes(matrices[i].rows, matrices[i].cols);
+            uint8_t* staged = writer.stage(layout.matrices[i], bytes);
+            nonzeros.push_back(pack_matrix(pool, file, matrices[i], staged));
+            writer.commit(layout.matrices[i], staged, bytes);
+            file.file().forget(static_cast<size_t>(matrices[i].tensor->data - file.file().data()), matrices[i].tensor->extent);
+        }
+
+        const auto type = static_cast<TensorType>(head.type_id);
+        const size_t n = head.dims[0], file_row = row_bytes(type, n);
+        std::vector<float> scales(static_cast<size_t>(layout.head_rows)), error_norms(scales.size()), row_norms(scales.size());
+        std::atomic<bool> finite{true};
+        for (int32_t first = 0; first < layout.head_rows; first += kHeadRowsPerStage) {
+            const int32_t count = std::min(kHeadRowsPerStage, layout.head_rows - first);
+            const size_t offset = layout.head_values + static_cast<size_t>(first) * layout.stride;
+            uint8_t* staged = writer.stage(offset, static_cast<size_t>(count) * layout.stride);
+            const uint8_t* source = head.data + static_cast<size_t>(first) * file_row;
+            pool.run([&](ThreadPool::Worker& worker) {
+                std::vector<float> row(n);
+                worker.parallel_for(count, 64, [&](int64_t begin, int64_t end) {
+                    for (int64_t r = begin; r < end; r++) {
+                        const size_t i = static_cast<size_t>(first + r), at = static_cast<size_t>(r);
+                        decode_row(type, source + at * file_row, n, row.data());
+                        if (!pack_head_row(row.data(), n, reinterpret_cast<int8_t*>(staged) + at * layout.stride, layout.stride,
+                                           &scales[i], &error_norms[i], &row_norms[i]))
+                            finite = false;
+                    }
+                });
+            });
+            writer.commit(offset, staged, static_cast<size_t>(count) * layout.stride);
+            file.file().forget(static_cast<size_t>(source - file.file().data()), static_cast<size_t>(count) * file_row);
+        }
+        if (!finite) file.fail("tensor '" + std::string(head.name) + "' has a value that is not finite");
+        const auto put = [&](size_t offset, const void* data, size_t bytes) {
+            uint8_t* staged = writer.stage(offset, bytes);
+            std::memcpy(staged, data, bytes);
+            writer.commit(offset, staged, bytes);
+        };
+        put(layout.head_scales, scales.data(), scales.size() * sizeof(float));
+        put(layout.head_error_norms, error_norms.data(), error_norms.size() * sizeof(float));
+        put(layout.head_row_norms, row_norms.data(), row_norms.size() * sizeof(float));
+        std::vector<uint8_t> tail(layout.header.total_bytes - layout.nonzeros);
+        std::memcpy(tail.data(), nonzeros.data(), nonzeros.size() * sizeof(uint64_t));
+        put(layout.nonzeros, tail.data(), tail.size());
+    };
+
+    if (!cache_path.empty()) {
+        AtomicFile cache(cache_path);
+        if (cache.ok()) pack(nullptr, &cache);
+        if (cache.commit() && packed->map_cache(layout, cache_path)) {
+            packed->attach(layout, packed->cache_->data(), file, matrices);
+            return packed;
+        }
+        packed->warning_ = "the packed weights could not be kept in '" + cache_path + "' (" +
+                           (cache.ok() ? "it does not read back" : cache.error()) + "); they stay in private memory";
+    }
+    packed->memory_ = PageBuffer(layout.header.total_bytes);
+    pack(packed->memory_.data(), nullptr);
+    packed->attach(layout, packed->memory_.data(), file, matrices);
+    return packed;
+}
+
+bool PackedWeights::map_cache(const Layout& layout, const std::string& cache_path) {
+    std::error_code error;
+    if (!std::filesystem::is_regular_file(cache_path, error)) return false;
+    try {
+        cache_ = MappedFile::open(cache_path);
+    } catch (const ModelFileError&) {
+        return false;
+    }
+    // The header pins every size and the source, so an equal header means equal content.
+    if (cache_->size() == layout.header.total_bytes && std::memcmp(cache_->data(), &layout.header, sizeof(CacheHeader)) == 0)
+        return true;
+    cache_.reset();
+    return false;
+}
+
+void PackedWeights::attach(const Layout& layout, const uint8_t* base, const GgufFile& file,
+                           const std::vector<TernarySource>& matrices) {
+    for (size_t i = 0; i < matrices.size(); i++) {
+        const TernarySource& source = matrices[i];
+        TernaryWeights w;
+        w.panels = base + layout.matrices[i];
+        w.rows = source.rows;
+        w.cols = source.cols;
+        w.n_panels = (source.rows + kPanelRows - 1) / kPanelRows;
+        w.k_blocks = (source.cols + kBlockCols - 1) / kBlockCols;
+        w.scale = i2s_scale(source.tensor->data, source.tensor->n_elements());
+        if (!(w.scale >= 0) || !std::isfinite(w.scale))
+            file.fail("the scale of tensor '" + std::string(source.tensor->name) + "' must be finite and not negative, found " +
+                      std::to_string(w.scale));
+        matrices_.push_back(w);
+        ternary_bytes_ += n9_bytes(source.rows, source.cols);
+    }
+    head_.values = reinterpret_cast<const int8_t*>(base + layout.head_values);
+    head_.stride = layout.stride;
+    head_.scales = reinterpret_cast<const float*>(base + layout.head_scales);
+    head_.error_norms = reinterpret_cast<const float*>(base + layout.head_error_norms);
+    head_.row_norms = reinterpret_cast<const float*>(base + layout.head_row_norms);
+    head_bytes_ = layout.nonzeros - layout.head_values;
+    nonzeros_.resize(matrices.size());
+    std::memcpy(nonzeros_.data(), base + layout.nonzeros, nonzeros_.size() * sizeof(uint64_t));
+}
+
+bool PackedWeights::lock(std::string* reason) const {
+    if (cache_) return cache_->lock(reason);
+    if (memory_.lock()) return true;
+    *reason = "the system refused (see ulimit -l)";
+    return false;
+}
+
+}  // namespace bitnet

@@ -1,0 +1,71 @@
+// The weights in the form the kernels run: N9 ternary panels and int8 head rows, in one block of memory that is either
+// private or a mapped cache file shared by every process that uses the same model.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "gguf/gguf_file.h"
+#include "platform/mapped_file.h"
+#include "platform/memory.h"
+#include "quant/ternary.h"
+
+namespace bitnet {
+
+// One ternary matrix to pack: where it stands in the file and how its rows are reordered.
+struct TernarySource {
+    const TensorInfo* tensor;  // I2_S, dims {cols, rows}
+    int32_t rows;
+    int32_t cols;
+    // Source row of packed row m; empty = identity. (Undoes the converters' q/k permutation for interleaved RoPE.)
+    std::vector<int32_t> row_order;
+};
+
+// The output head's rows as int8 with what the error bound needs: for every row w ~= scale * values,
+//   |w.h - scale*values.h~| <= error_norm * |h| + row_norm * |h - h~|
+struct HeadRows {
+    const int8_t* values = nullptr;       // [vocab][stride]
+    size_t stride = 0;                    // hidden_size rounded up to 64
+    const float* scales = nullptr;        // [vocab]
+    const float* error_norms = nullptr;   // [vocab]  |w - scale*values|, rounded up
+    const float* row_norms = nullptr;     // [vocab]  |scale*values|, rounded up
+};
+
+class PackedWeights {
+public:
+    // Packs, or maps what an earlier load packed. `cache_path` empty: private memory. A cache that cannot be written falls
+    // back to private memory with a warning. Throws ModelFileError on a code 3, or a scale that is not finite and >= 0.
+    static std::shared_ptr<PackedWeights> create(const GgufFile& file, const std::vector<TernarySource>& matrices,
+                                                 const TensorInfo& head, int n_threads, const std::string& cache_path);
+
+    const TernaryWeights& matrix(size_t index) const { return matrices_[index]; }
+    const HeadRows& head() const { return head_; }
+    bool is_all_zero(size_t index) const { return nonzeros_[index] == 0; }
+    size_t ternary_bytes() const { return ternary_bytes_; }
+    size_t head_bytes() const { return head_bytes_; }
+    bool from_cache() const { return from_cache_; }
+    const std::string& warning() const { return warning_; }  // empty, or why the cache could not be written
+    bool lock(std::string* reason) const;                    // mlock
+
+private:
+    PackedWeights() = default;
+
+    struct Layout;  // offsets of every section; see packed_weights.cpp
+    void attach(const Layout& layout, const uint8_t* base, const GgufFile& file, const std::vector<TernarySource>& matrices);
+    bool map_cache(const Layout& layout, const std::string& cache_path);
+
+    std::vector<TernaryWeights> matrices_;
+    std::vector<uint64_t> nonzeros_;
+    HeadRows head_;
+    size_t ternary_bytes_ = 0;
+    size_t head_bytes_ = 0;
+    bool from_cache_ = false;
+    std::string warning_;
+    PageBuffer memory_;
+    std::shared_ptr<MappedFile> cache_;
+};
+
+}  // namespace bitnet

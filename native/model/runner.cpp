@@ -1,0 +1,356 @@
+#include "model/runner.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+
+#include "cpu/ternary.h"
+#include "platform/errors.h"
+#include "quant/dense.h"
+
+namespace bitnet {
+
+namespace {
+
+size_t round_up(size_t n, size_t multiple) { return (n + multiple - 1) / multiple * multiple; }
+
+// Queries one attention call handles: enough to reuse each decoded K/V block, few enough to stay in L1/L2.
+constexpr int kAttentionQueries = 32;
+// Panels (32 rows) in one piece of shared work: a few tens of microseconds, so that threads finish together.
+constexpr int64_t kMinTablePanels = 40;
+
+size_t floats(size_t n) { return n * sizeof(float); }
+
+}  // namespace
+
+Runner::Runner(std::shared_ptr<Model> model, int n_blocks, int max_batch_tokens, int n_threads, const Kernels& kernels)
+    : model_(std::move(model)),
+      kernels_(kernels),
+      pool_(n_threads),
+      kv_(model_->sizes().n_layers, model_->sizes().n_kv_heads, model_->sizes().head_dim, n_blocks),
+      head_(*model_, kernels_, pool_),
+      max_batch_tokens_(max_batch_tokens) {
+    const ModelSizes& s = model_->sizes();
+    const size_t n = static_cast<size_t>(max_batch_tokens), threads = static_cast<size_t>(pool_.size());
+    const size_t hidden = static_cast<size_t>(s.hidden_size), ffn = static_cast<size_t>(s.ffn_size);
+    const size_t q = static_cast<size_t>(s.q_size()), kv = static_cast<size_t>(s.kv_size());
+    widest_ = round_up(std::max({hidden, ffn, q}), 64);
+    x_ = PageBuffer(floats(n * hidden));
+    normed_ = PageBuffer(floats(threads * widest_));
+    q_ = PageBuffer(floats(n * q));
+    k_ = PageBuffer(floats(n * kv));
+    v_ = PageBuffer(floats(n * kv));
+    attended_ = PageBuffer(floats(n * q));
+    gate_ = PageBuffer(floats(n * ffn));
+    up_ = PageBuffer(floats(n * ffn));
+    projected_ = PageBuffer(floats(n * hidden));
+    hidden_ = PageBuffer(floats(n * hidden));
+    rope_ = PageBuffer(floats(n * static_cast<size_t>(s.n_rot)));
+    quantized_ = PageBuffer(n * widest_);
+    tiles_ = PageBuffer(round_up(n, kTableTokens) * widest_ * sizeof(int16_t));
+    const int32_t most_panels = static_cast<int32_t>(round_up(std::max({hidden, ffn, q}), kPanelRows)) / kPanelRows;
+    table_scratch_bytes_ = round_up(kernels_.table_scratch_bytes(most_panels), 4096);
+    table_scratch_ = PageBuffer(threads * table_scratch_bytes_);
+    scales_.resize(n);
+    sums_.resize(n);
+
+    const int group = s.n_heads / s.n_kv_heads;
+    attention_tokens_ = std::max(1, kAttentionQueries / group);
+    // q and acc [queries][head_dim], max and sum [queries], visible [queries]
+    const size_t queries = static_cast<size_t>(attention_tokens_ * group);
+    attention_scratch_bytes_ = round_up(floats(queries * (2 * static_cast<size_t>(s.head_dim) + 3)) + 64, 4096);
+    attention_scratch_ = PageBuffer(threads * attention_scratch_bytes_);
+}
+
+void Runner::check(const std::vector<int32_t>& tokens, const std::vector<SequenceSlice>& slices,
+                   const std::vector<int32_t>& outputs) const {
+    const auto fail = [](const std::string& message) { throw InvalidRequestError(message); };
+    if (tokens.empty() || tokens.size() > static_cast<size_t>(max_batch_tokens_))
+        fail("a step must have 1.." + std::to_string(max_batch_tokens_) + " tokens, found " + std::to_string(tokens.size()));
+    for (int32_t token : tokens)
+        if (token < 0 || token >= model_->sizes().vocab_size)
+            fail("token id " + std::to_string(token) + " is outside the vocabulary of " + std::to_string(model_->sizes().vocab_size));
+    int64_t total = 0;
+    for (const SequenceSlice& slice : slices) {
+        if (slice.start < 0 || slice.length < 1) fail("a sequence slice must start at 0 or later and have at least one token");
+        total += slice.length;
+        if (int64_t{slice.start} + slice.length > static_cast<int64_t>(slice.blocks.size()) * kKvBlock)
+            fail("positions up to " + std::to_string(int64_t{slice.start} + slice.length) + " do not fit in " +
+                 std::to_string(slice.blocks.size()) + " KV blocks");
+        for (int32_t block : slice.blocks)
+            if (block < 0 || block >= kv_.n_blocks()) fail("KV block " + std::to_string(block) + " does not exist");
+    }
+    if (total != static_cast<int64_t>(tokens.size())) fail("the slices' lengths do not add up to the number of tokens");
+    for (size_t i = 0; i < outputs.size(); i++)
+        if (outputs[i] < 0 || static_cast<size_t>(outputs[i]) >= tokens.size() || (i > 0 && outputs[i] <= outputs[i - 1]))
+            fail("outputs must be ascending indices of the step's tokens");
+}
+
+void Runner::prepare(const std::vector<int32_t>& tokens, const std::vector<SequenceSlice>& slices) {
+    n_tokens_ = static_cast<int32_t>(tokens.size());
+    slices_ = &slices;
+    token_slice_.clear();
+    token_position_.clear();
+    attention_items_.clear();
+    int32_t first = 0;
+    for (size_t s = 0; s < slices.size(); s++) {
+        const SequenceSlice& slice = slices[s];
+        for (int32_t i = 0; i < slice.length; i++) {
+            token_slice_.push_back(static_cast<int32_t>(s));
+            token_position_.push_back(slice.start + i);
+        }
+        for (int32_t i = 0; i < slice.length; i += attention_tokens_)
+            attention_items_.push_back({static_cast<int32_t>(s), first + i, std::min(attention_tokens_, slice.length - i), slice.start + i});
+        first += slice.length;
+    }
+}
+
+void Runner::forward(const std::vector<int32_t>& tokens, const std::vector<SequenceSlice>& slices, const std::vector<int32_t>& outputs) {
+    check(tokens, slices, outputs);
+    prepare(tokens, slices);
+    const ModelSizes& s = model_->sizes();
+    const size_t hidden = static_cast<size_t>(s.hidden_size);
+    n_outputs_ = 0;
+    head_computed_ = false;
+    not_finite_ = false;
+    stop_ = false;
+    pool_.run([&](Worker& worker) {
+        worker.parallel_for(n_tokens_, 8, [&](int64_t begin, int64_t end) {
+            for (int64_t t = begin; t < end; t++) {
+                const DenseRows& rows = model_->embedding();
+                decode_row(rows.type, rows.row(tokens[static_cast<size_t>(t)]), hidden, x_.as<float>() + static_cast<size_t>(t) * hidden);
+                float* cos = rope_.as<float>() + static_cast<size_t>(t) * static_cast<size_t>(s.n_rot);
+                for (int32_t i = 0; i < s.n_rot / 2; i++) {
+                    const double angle = token_position_[static_cast<size_t>(t)] * std::pow(static_cast<double>(s.rope_base), -2.0 * i / s.n_rot);
+                    cos[i] = static_cast<float>(std::cos(angle));
+                    cos[s.n_rot / 2 + i] = static_cast<float>(std::sin(angle));
+                }
+            }
+        });
+        for (int index = 0; index < s.n_layers; index++) {
+            if (worker.thread() == 0) stop_ = cancel_.load(std::memory_order_relaxed);
+            worker.barrier();
+            if (stop_) return;
+            layer(worker, index);
+        }
+        worker.parallel_for(static_cast<int64_t>(outputs.size()), 1, [&](int64_t begin, int64_t end) {
+            for (int64_t o = begin; o < end; o++) {
+                const size_t t = static_cast<size_t>(outputs[static_cast<size_t>(o)]);
+                float* x = x_.as<float>() + t * hidden;
+                kernels_.add(projected_.as<float>() + t * hidden, s.hidden_size, x);
+                float* out = hidden_.as<float>() + static_cast<size_t>(o) * hidden;
+                kernels_.rms_norm(x, model_->output_norm().data(), s.hidden_size, s.norm_eps, out);
+                if (!std::all_of(out, out + hidden, [](float value) { return std::isfinite(value); })) not_finite_ = true;
+            }
+        });
+    });
+    if (stop_) {
+        cancel_ = false;
+        throw CancelledError();
+    }
+    if (not_finite_) throw ModelFileError("the model's weights produce values that are not finite: the file is damaged");
+    n_outputs_ = static_cast<int>(outputs.size());
+}
+
+// Quantise one token's activations x [width] into row `token` of the operand of the next products.
+void Runner::quantize(int64_t token, const float* x, int32_t width) {
+    const size_t t = static_cast<size_t>(token), stride = round_up(static_cast<size_t>(width), 64);
+    kernels_.quantize_row(x, width, stride, quantized_.as<int8_t>() + t * stride, &scales_[t], &sums_[t]);
+    if (std::isnan(scales_[t])) not_finite_ = true;
+}
+
+void Runner::layer(Worker& worker, int index) {
+    const ModelSizes& s = model_->sizes();
+    const LayerWeights& w = model_->layers()[static_cast<size_t>(index)];
+    const size_t hidden = static_cast<size_t>(s.hidden_size), ffn = static_cast<size_t>(s.ffn_size);
+    const size_t q_size = static_cast<size_t>(s.q_size()), kv_size = static_cast<size_t>(s.kv_size());
+    float* scratch = normed_.as<float>() + static_cast<size_t>(worker.thread()) * widest_;
+    const auto each_token = [&](auto&& f) {
+        worker.parallel_for(n_tokens_, 4, [&](int64_t begin, int64_t end) {
+            for (int64_t t = begin; t < end; t++) f(t, static_cast<size_t>(t));
+        });
+    };
+
+    // a = RMSNorm(x); q, k, v = BitLinear(a)
+    each_token([&](int64_t token, size_t t) {
+        float* x = x_.as<float>() + t * hidden;
+        if (index > 0) kernels_.add(projected_.as<float>() + t * hidden, s.hidden_size, x);
+        kernels_.rms_norm(x, w.attn_norm.data(), s.hidden_size, s.norm_eps, scratch);
+        quantize(token, scratch, s.hidden_size);
+    });
+    multiply(worker, s.hidden_size, {{&w.q, q_.as<float>()}, {&w.k, k_.as<float>()}, {&w.v, v_.as<float>()}});
+
+    // RoPE; keys and values into the KV store
+    each_token([&](int64_t, size_t t) {
+        const float* cos = rope_.as<float>() + t * static_cast<size_t>(s.n_rot);
+        const float* sin = cos + s.n_rot / 2;
+        float* k = k_.as<float>() + t * kv_size;
+        const float* v = v_.as<float>() + t * kv_size;
+        kernels_.rope_neox(q_.as<float>() + t * q_size, s.n_heads, s.head_dim, s.n_rot, cos, sin);
+        kernels_.rope_neox(k, s.n_kv_heads, s.head_dim, s.n_rot, cos, sin);
+        const int32_t position = token_position_[t];
+        const int32_t block = (*slices_)[static_cast<size_t>(token_slice_[t])].blocks[static_cast<size_t>(position / kKvBlock)];
+        for (int32_t head = 0; head < s.n_kv_heads; head++)
+            kernels_.kv_write(k + head * s.head_dim, v + head * s.head_dim, s.head_dim, position % kKvBlock,
+                              kv_.k(index, block, head), kv_.v(index, block, head));
+    });
+    attention(worker, index);
+
+    // x += BitLinear_o(sub_norm(attended))
+    each_token([&](int64_t token, size_t t) {
+        const float* attended = attended_.as<float>() + t * q_size;
+        if (!w.attn_sub_norm.empty()) {
+            kernels_.rms_norm(attended, w.attn_sub_norm.data(), s.q_size(), s.norm_eps, scratch);
+            attended = scratch;
+        }
+        quantize(token, attended, s.q_size());
+    });
+    multiply(worker, s.q_size(), {{&w.o, projected_.as<float>()}});
+
+    // f = RMSNorm(x); u = activation(gate(f)) * up(f); x += BitLinear_down(sub_norm(u))
+    each_token([&](int64_t token, size_t t) {
+        float* x = x_.as<float>() + t * hidden;
+        kernels_.add(projected_.as<float>() + t * hidden, s.hidden_size, x);
+        kernels_.rms_norm(x, w.ffn_norm.data(), s.hidden_size, s.norm_eps, scratch);
+        quantize(token, scratch, s.hidden_size);
+    });
+    multiply(worker, s.hidden_size, {{&w.gate, gate_.as<float>()}, {&w.up, up_.as<float>()}});
+    each_token([&](int64_t token, size_t t) {
+        const auto activate = model_->architecture().activation == Activation::Relu2 ? kernels_.relu2_mul : kernels_.silu_mul;
+        activate(gate_.as<float>() + t * ffn, up_.as<float>() + t * ffn, s.ffn_size, scratch);
+        if (!w.ffn_sub_norm.empty()) kernels_.rms_norm(scratch, w.ffn_sub_norm.data(), s.ffn_size, s.norm_eps, scratch);
+        quantize(token, scratch, s.ffn_size);
+    });
+    multiply(worker, s.ffn_size, {{&w.down, projected_.as<float>()}});  // added to x at the start of the next layer
+}
+
+// All products of the quantised activations [n_tokens][width] with matrices of that width, as one piece of shared work over
+// the panels of all of them. Whole tiles of 32 tokens go through the table-lookup kernel, few tokens through multiply-add.
+void Runner::multiply(Worker& worker, int32_t width, std::initializer_list<Product> products) {
+    const size_t stride = round_up(static_cast<size_t>(width), 64);
+    const QuantizedRows x{quantized_.as<int8_t>(), stride, scales_.data(), sums_.data()};
+    const int32_t rest = n_tokens_ % kTableTokens;
+    const int32_t n_direct = rest < kTableMinTokens ? rest : 0;
+    const int32_t n_tabled = n_tokens_ - n_direct;
+    const int64_t n_tiles = (n_tabled + kTableTokens - 1) / kTableTokens;
+    const int32_t k_blocks = products.begin()->w->k_blocks;
+    const size_t tile_elements = static_cast<size_t>(k_blocks) * kBlockCols * kTableTokens;
+    int64_t n_panels = 0;
+    for (const Product& product : products) n_panels += product.w->n_panels;
+
+    // f(product, panel_begin, panel_end) for the part of every matrix inside [begin, end) of the joined panels
+    const auto for_panels = [&](int64_t begin, int64_t end, auto&& f) {
+        int64_t first = 0;
+        for (const Product& product : products) {
+            const int64_t from = std::max(begin, first), to = std::min(end, first + product.w->n_panels);
+            if (from < to) f(product, static_cast<int>(from - first), static_cast<int>(to - first));
+            first += product.w->n_panels;
+        }
+    };
+    const QuantizedRows direct{x.values + static_cast<size_t>(n_tabled) * stride, stride, x.scales + n_tabled, x.sums + n_tabled};
+    const auto run_direct = [&](int64_t begin, int64_t end) {
+        for_panels(begin, end, [&](const Product& product, int from, int to) {
+            const size_t rows = static_cast<size_t>(product.w->rows);
+            kernels_.ternary_direct(*product.w, from, to, direct, n_direct, product.y + static_cast<size_t>(n_tabled) * rows, rows);
+        });
+    };
+    // About eight pieces a thread: balanced on a busy machine, yet long linear streams.
+    const int64_t direct_grain = std::max<int64_t>(2, n_panels / (int64_t{8} * worker.n_threads()));
+    if (n_tiles == 0) {
+        worker.parallel_for(n_panels, direct_grain, run_direct);
+        return;
+    }
+
+    worker.parallel_for(n_tiles, 1, [&](int64_t begin, int64_t end) {
+        for (int64_t tile = begin; tile < end; tile++) {
+            const int first = static_cast<int>(tile) * kTableTokens;
+            kernels_.table_tile(x, first, std::min(kTableTokens, n_tabled - first), k_blocks,
+                                tiles_.as<int16_t>() + static_cast<size_t>(tile) * tile_elements);
+        }
+    });
+    const int64_t pieces = std::max<int64_t>(1, (4 * worker.n_threads() + n_tiles - 1) / n_tiles);
+    const int64_t piece_panels = std::max(std::min(kMinTablePanels, n_panels), (n_panels + pieces - 1) / pieces);
+    const int64_t n_pieces = (n_panels + piece_panels - 1) / piece_panels;
+    const int64_t n_table_items = n_tiles * n_pieces;
+    const int64_t n_direct_items = n_direct > 0 ? (n_panels + direct_grain - 1) / direct_grain : 0;
+    worker.parallel_for(n_table_items + n_direct_items, 1, [&](int64_t begin, int64_t end) {
+        for (int64_t item = begin; item < end; item++) {
+            if (item >= n_table_items) {
+                const int64_t from = (item - n_table_items) * direct_grain;
+                run_direct(from, std::min(from + direct_grain, n_panels));
+                continue;
+            }
+            const int64_t tile = item % n_tiles, from = item / n_tiles * piece_panels;
+            const int first = static_cast<int>(tile) * kTableTokens;
+            for_panels(from, std::min(from + piece_panels, n_panels), [&](const Product& product, int p0, int p1) {
+                const size_t rows = static_cast<size_t>(product.w->rows);
+                kernels_.ternary_table(*product.w, p0, p1, tiles_.as<int16_t>() + static_cast<size_t>(tile) * tile_elements, x, first,
+                                       std::min(kTableTokens, n_tabled - first), product.y, rows,
+                                       table_scratch_.data() + static_cast<size_t>(worker.thread()) * table_scratch_bytes_);
+            });
+        }
+    });
+}
+
+// Causal attention of every new token over its sequence's KV blocks; q -> attended, [n_tokens][n_heads][head_dim].
+void Runner::attention(Worker& worker, int layer) {
+    const ModelSizes& s = model_->sizes();
+    const int32_t group = s.n_heads / s.n_kv_heads;
+    const size_t head_dim = static_cast<size_t>(s.head_dim), q_size = static_cast<size_t>(s.q_size());
+    const float scale = 1.0f / std::sqrt(static_cast<float>(s.head_dim));
+    float* q = reinterpret_cast<float*>(attention_scratch_.data() + static_cast<size_t>(worker.thread()) * attention_scratch_bytes_);
+    const size_t most_queries = static_cast<size_t>(attention_tokens_ * group);
+    float* acc = q + most_queries * head_dim;
+    float* max = acc + most_queries * head_dim;
+    float* sum = max + most_queries;
+    int* visible = reinterpret_cast<int*>(sum + most_queries);
+
+    // Long tiles last, so that the dynamic split ends evenly: items are in order of position already.
+    worker.parallel_for(static_cast<int64_t>(attention_items_.size()) * s.n_kv_heads, 1, [&](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; i++) {
+            const AttentionItem& item = attention_items_[static_cast<size_t>(i / s.n_kv_heads)];
+            const int32_t kv_head = static_cast<int32_t>(i % s.n_kv_heads);
+            const int32_t n_queries = item.n_tokens * group;
+            const size_t head_bytes = static_cast<size_t>(group) * head_dim * sizeof(float);  // the group's heads of one token
+            const auto heads = [&](float* base, int32_t t) {
+                return base + static_cast<size_t>(item.first_token + t) * q_size + static_cast<size_t>(kv_head * group) * head_dim;
+            };
+            for (int32_t t = 0; t < item.n_tokens; t++)
+                std::memcpy(q + static_cast<size_t>(t * group) * head_dim, heads(q_.as<float>(), t), head_bytes);
+            std::fill(acc, acc + static_cast<size_t>(n_queries) * head_dim, 0.0f);
+            std::fill(max, max + n_queries, -std::numeric_limits<float>::infinity());
+            std::fill(sum, sum + n_queries, 0.0f);
+
+            const std::vector<int32_t>& blocks = (*slices_)[static_cast<size_t>(item.slice)].blocks;
+            const int32_t last_position = item.first_position + item.n_tokens - 1;
+            for (int32_t b = 0; b <= last_position / kKvBlock; b++) {
+                for (int32_t j = 0; j < n_queries; j++)
+                    visible[j] = std::clamp(item.first_position + j / group + 1 - b * kKvBlock, 0, kKvBlock);
+                const int32_t block = blocks[static_cast<size_t>(b)];
+                kernels_.attention_block(q, head_dim, n_queries, visible, kv_.k(layer, block, kv_head), kv_.v(layer, block, kv_head),
+                                         s.head_dim, scale, max, sum, acc);
+            }
+            for (int32_t t = 0; t < item.n_tokens; t++)
+                for (int32_t h = 0; h < group; h++) {
+                    const size_t j = static_cast<size_t>(t * group + h);
+                    float* out = heads(attended_.as<float>(), t) + static_cast<size_t>(h) * head_dim;
+                    for (size_t d = 0; d < head_dim; d++) out[d] = acc[j * head_dim + d] / sum[j];
+                }
+        }
+    });
+}
+
+void Runner::logits(float* out) { OutputHead::exact(*model_, kernels_, pool_, hidden_.as<float>(), n_outputs_, out); }
+
+Sampled Runner::sample(int output, Sampler& sampler, int n_logprobs) {
+    if (output < 0 || output >= n_outputs_)
+        throw InvalidRequestError("output row " + std::to_string(output) + " does not exist: the last step kept " + std::to_string(n_outputs_));
+    if (!head_computed_) {
+        head_.compute(hidden_.as<float>(), n_outputs_);
+        head_computed_ = true;
+    }
+    return sampler.sample(head_.row(output), n_logprobs);
+}
+
+}  // namespace bitnet

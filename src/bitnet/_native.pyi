@@ -1,0 +1,191 @@
+"""The native engine (C++): files, tensors, the forward pass, sampling. It releases the GIL while it computes.
+
+Native errors arrive as `bitnet.errors` exceptions: ModelFileError, ValidationError (a request that cannot be computed as
+asked) and CancelledError. Everything here is internal: users hold `bitnet.BitNet`.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+class TensorInfo:
+    @property
+    def name(self) -> str: ...
+    @property
+    def type_name(self) -> str: ...
+    @property
+    def shape(self) -> list[int]:
+        """GGUF order: the first dimension is the fastest (in features)."""
+    @property
+    def offset(self) -> int: ...
+    @property
+    def n_bytes(self) -> int: ...
+
+class ModelFile:
+    """A GGUF file, mapped and checked. Raises ModelFileError."""
+
+    def __init__(self, path: str) -> None: ...
+    @property
+    def path(self) -> str: ...
+    @property
+    def version(self) -> int: ...
+    @property
+    def size(self) -> int:
+        """Bytes of the file."""
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """Every key; strings (invalid UTF-8 as surrogate escapes), numbers, bools and lists. Built anew at each call."""
+    @property
+    def tensors(self) -> list[TensorInfo]: ...
+
+class Model:
+    """Weights, packed for the kernels. Raises ModelFileError if the file is not a model this engine computes."""
+
+    def __init__(
+        self,
+        file: ModelFile,
+        *,
+        n_threads: int = 0,
+        use_mmap: bool = True,
+        use_mlock: bool = False,
+        cache_path: str = "",
+    ) -> None:
+        """`cache_path`: where the packed weights are kept and mapped from (use_mmap); empty = private memory.
+        `n_threads` only speeds up packing; 0 = physical cores."""
+    @property
+    def architecture(self) -> str: ...
+    @property
+    def activation(self) -> str:
+        """relu2 or silu."""
+    @property
+    def n_layers(self) -> int: ...
+    @property
+    def hidden_size(self) -> int: ...
+    @property
+    def ffn_size(self) -> int: ...
+    @property
+    def n_heads(self) -> int: ...
+    @property
+    def n_kv_heads(self) -> int: ...
+    @property
+    def head_dim(self) -> int: ...
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def context_length(self) -> int: ...
+    @property
+    def tied_head(self) -> bool: ...
+    @property
+    def n_parameters(self) -> int: ...
+    @property
+    def ternary_bytes(self) -> int:
+        """Bytes of the packed ternary matrices."""
+    @property
+    def head_bytes(self) -> int:
+        """Bytes of embedding and output head: the file's own rows and the packed int8 rows."""
+    @property
+    def from_cache(self) -> bool:
+        """Whether the packed weights came from an existing cache file."""
+    @property
+    def warnings(self) -> list[str]:
+        """Human sentences: all-zero tensors, a cache that could not be written, memory that could not be locked."""
+
+class Runner:
+    """One compute context of one model: threads, scratch memory, and the paged KV store. Not for concurrent use, except
+    `cancel`, which any thread may call at any time."""
+
+    def __init__(
+        self,
+        model: Model,
+        *,
+        n_blocks: int,
+        max_batch_tokens: int = 512,
+        n_threads: int = 0,
+        kernels: str = "",
+    ) -> None:
+        """`n_blocks` KV blocks of `block_size` positions (f16). `kernels`: force an instruction set ("scalar", "avx2")."""
+    @property
+    def block_size(self) -> int:
+        """Positions in one KV block (32)."""
+    @property
+    def n_blocks(self) -> int: ...
+    @property
+    def n_threads(self) -> int: ...
+    @property
+    def kernels(self) -> str: ...
+    @property
+    def kv_bytes(self) -> int: ...
+    @property
+    def max_batch_tokens(self) -> int: ...
+    def forward(
+        self,
+        token_ids: NDArray[np.int32],
+        block_tables: Sequence[Sequence[int]],
+        starts: Sequence[int],
+        lengths: Sequence[int],
+        outputs: Sequence[int],
+    ) -> None:
+        """Compute one step for several sequences at once.
+
+        token_ids [n]: the new tokens of all sequences, one after another; sequence s contributes lengths[s] of them, at
+        positions starts[s].. of that sequence, whose KV blocks are block_tables[s] (block of position p: p // block_size).
+        outputs: indices into token_ids (ascending) whose hidden state is kept for sampling and logits.
+        n is at most max_batch_tokens. Releases the GIL. Raises CancelledError if `cancel` was called meanwhile.
+        """
+    def logits(self) -> NDArray[np.float32]:
+        """[n_outputs, vocab] of the last forward, computed exactly with the file's own head."""
+    def hidden(self) -> NDArray[np.float32]:
+        """[n_outputs, hidden_size] of the last forward, after the final norm."""
+    def sample(self, output: int, sampler: Sampler, logprobs: int = -1) -> Sampled:
+        """The next token for output row `output` (an index into `outputs` of the last forward). Does not call
+        sampler.accept. logprobs: -1 none, else how many of the likeliest alternatives to report with the chosen one (0..20).
+        The log-probabilities are those of the model's own distribution (temperature 1, before penalties and filters),
+        computed with the exact head."""
+    def copy_block(self, source: int, target: int) -> None:
+        """Copy one KV block (all layers)."""
+    def cancel(self) -> None:
+        """Stop the forward pass under way, or the next one, between layers."""
+
+class Sampled:
+    @property
+    def token_id(self) -> int: ...
+    @property
+    def logprob(self) -> float:
+        """NaN when not asked for."""
+    @property
+    def top(self) -> list[tuple[int, float]]:
+        """(token_id, logprob), likeliest first."""
+
+class Sampler:
+    """Sampling state of one sequence. Order: logit bias, penalties, temperature, top_k, top_p, min_p (temperature 0 = greedy:
+    the arg max after bias and penalties). The same seed gives the same tokens."""
+
+    def __init__(
+        self,
+        *,
+        temperature: float = 0.7,
+        top_k: int = 40,
+        top_p: float = 0.9,
+        min_p: float = 0.0,
+        repetition_penalty: float = 1.0,
+        presence_penalty: float = 0.0,
+        frequency_penalty: float = 0.0,
+        seed: int = 0,
+        logit_bias: Mapping[int, float] | None = None,
+        prompt_ids: Sequence[int] = (),
+    ) -> None:
+        """repetition_penalty counts prompt_ids and accepted tokens; presence and frequency only accepted tokens.
+        top_k 0 = all; top_p 1 = all; min_p 0 = off. seed: u64."""
+    def accept(self, token_id: int) -> None:
+        """Record a generated token (penalties)."""
+    def set_mask(self, mask: NDArray[np.int32] | None) -> None:
+        """Allowed tokens of the next sample: bit t % 32 of word t // 32 (llguidance's bitmask); None = all."""
+
+def cpu_kernels() -> list[str]:
+    """Kernel sets this processor can run, best first."""
+
+def physical_cores() -> int: ...
+def build_info() -> dict[str, str]:
+    """Compiler, version, supported kernel sets."""
