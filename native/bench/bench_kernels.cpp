@@ -110,8 +110,11 @@ struct Bench {
     PageBuffer tile, scratch, y, y_check;
 
     Bench(const Kernels& k, const Shape& shape)
-        : kernels(k), x(shape.cols), tile(size_t(shape.cols + 15) / 16 * 16 * kTableTokens * sizeof(int16_t)),
-          y(size_t(shape.rows) * kMaxTokens * sizeof(float)), y_check(y.size()) {
+        : kernels(k),
+          x(shape.cols),
+          tile(size_t(shape.cols + 15) / 16 * 16 * kTableTokens * sizeof(int16_t)),
+          y(size_t(shape.rows) * kMaxTokens * sizeof(float)),
+          y_check(y.size()) {
         w.rows = shape.rows;
         w.cols = shape.cols;
         w.n_panels = (shape.rows + kPanelRows - 1) / kPanelRows;
@@ -135,11 +138,13 @@ struct Bench {
 
     // The rows of one panel, computed by the scalar kernel, must have the same bits.
     bool check(const Config& config, int panel) {
-        kScalarKernels.ternary_direct(w, panel, panel + 1, x.view, config.n_tokens, y_check.as<float>(), size_t(w.rows));
+        kScalarKernels.ternary_direct(w, panel, panel + 1, x.view, config.n_tokens, y_check.as<float>(),
+                                      size_t(w.rows));
         for (int t = 0; t < config.n_tokens; ++t) {
             const size_t offset = size_t(t) * size_t(w.rows) + size_t(panel) * kPanelRows;
             const size_t rows = size_t(std::min(kPanelRows, w.rows - panel * kPanelRows));
-            if (std::memcmp(y.as<float>() + offset, y_check.as<float>() + offset, rows * sizeof(float)) != 0) return false;
+            if (std::memcmp(y.as<float>() + offset, y_check.as<float>() + offset, rows * sizeof(float)) != 0)
+                return false;
         }
         return true;
     }
@@ -184,16 +189,17 @@ int main(int argc, char** argv) {
         std::vector<Config> configs;
         for (const bool from_memory : {true, false})
             for (const int n : {1, 2, 4, 8, 12, 16}) configs.push_back({false, from_memory, n});
-        for (const int n : {8, 12, 16, 24, 32, 128}) configs.push_back({true, true, n});
+        for (const int n : {12, 16, 24, 32, 128}) configs.push_back({true, true, n});
 
         size_t tensor = 0;
+        bench.w.panels = weights.data();
         for (int round = 0; round < rounds; ++round)
             for (Config& config : configs) {
+                // Everything but the weights is warm, as it is in a model, whose layers run one after another.
+                bench.multiply(config);
                 if (config.from_memory) {
                     tensor = (tensor + 1) % n_tensors;
                     bench.w.panels = weights.data() + tensor * tensor_bytes;
-                } else {
-                    bench.multiply(config);  // brings these weights back into the cache
                 }
                 const double start = now();
                 bench.multiply(config);

@@ -1,6 +1,6 @@
 // Times the kernels on float rows, KV blocks and the output head at the sizes of BitNet b1.58 2B-4T, each line with its
-// check against the scalar specification. Medians over repetitions, one thread, in processor time: other processes do not
-// count, except for the memory bandwidth and the cache they take.
+// check against the scalar specification. Medians over repetitions, one thread, in processor time: other processes
+// count only by the memory bandwidth and the cache they take.
 //   bench_vector [repetitions]
 #include <algorithm>
 #include <cmath>
@@ -79,7 +79,8 @@ void bench_rows(int n) {
     const double ns = median_ns(5000, [&] { tested::quantize_row(x.data(), n, stride, values.data(), &scale, &sum); });
     scalar::quantize_row(x.data(), n, stride, expected_values.data(), &expected_scale, &expected_sum);
     std::snprintf(name, sizeof(name), "quantize_row %d", n);
-    report(name, ns, n / ns, "values/ns", same(values, expected_values) && sum == expected_sum && scale == expected_scale);
+    const bool ok = same(values, expected_values) && sum == expected_sum && scale == expected_scale;
+    report(name, ns, n / ns, "values/ns", ok);
 
     volatile float sink = 0;
     const double dot_ns = median_ns(5000, [&] { sink = tested::dot_f32(w.data(), x.data(), n); });
@@ -90,7 +91,10 @@ void bench_rows(int n) {
 void bench_rope() {
     std::vector<float> x = normal(20 * 128), expected = x;
     std::vector<float> c(64), s(64);
-    for (size_t i = 0; i < 64; ++i) c[i] = std::cos(0.1f * static_cast<float>(i)), s[i] = std::sin(0.1f * static_cast<float>(i));
+    for (size_t i = 0; i < 64; ++i) {
+        const float angle = 0.1f * static_cast<float>(i);
+        c[i] = std::cos(angle), s[i] = std::sin(angle);
+    }
     tested::rope_neox(x.data(), 20, 128, 128, c.data(), s.data());
     scalar::rope_neox(expected.data(), 20, 128, 128, c.data(), s.data());
     const bool ok = same(x, expected);
@@ -102,7 +106,8 @@ void bench_kv_write() {
     constexpr size_t kBlock = 128 * kKvBlock;
     const std::vector<float> k = normal(128), v = normal(128);
     std::vector<uint16_t> k_block(kBlock), v_block(kBlock), k_expected(kBlock), v_expected(kBlock);
-    const double ns = median_ns(20000, [&] { tested::kv_write(k.data(), v.data(), 128, 5, k_block.data(), v_block.data()); });
+    const double ns =
+        median_ns(20000, [&] { tested::kv_write(k.data(), v.data(), 128, 5, k_block.data(), v_block.data()); });
     scalar::kv_write(k.data(), v.data(), 128, 5, k_expected.data(), v_expected.data());
     report("kv_write 128", ns, 2 * 128 / ns, "values/ns", same(k_block, k_expected) && same(v_block, v_expected));
 }
@@ -119,7 +124,8 @@ void bench_attention(int n_queries, int n_blocks) {
     for (size_t b = 0; b < blocks; ++b)
         for (int slot = 0; slot < kKvBlock; ++slot) {
             const size_t at = (b * 37 + static_cast<size_t>(slot) * 101) % 4096;
-            tested::kv_write(&pool[at], &pool[at + 2048], kHeadDim, slot, &kv[2 * kBlock * b], &kv[2 * kBlock * b + kBlock]);
+            uint16_t* block = &kv[2 * kBlock * b];
+            tested::kv_write(&pool[at], &pool[at + 2048], kHeadDim, slot, block, block + kBlock);
         }
     const std::vector<int> visible(queries, kKvBlock);
     std::vector<float> max(queries), sum(queries), acc(queries * kHeadDim);
@@ -160,7 +166,11 @@ void bench_head() {
     std::vector<int8_t> rows(static_cast<size_t>(kRows) * kCols), values(static_cast<size_t>(kMaxTokens) * kCols);
     uint32_t state = 1;
     const auto fill = [&state](std::vector<int8_t>& v) {
-        for (int8_t& b : v) state = state * 1664525 + 1013904223, b = static_cast<int8_t>(static_cast<int>(state >> 8) % 128);
+        for (int8_t& b : v) {
+            state = state * 1664525 + 1013904223;
+            b = static_cast<int8_t>(static_cast<int>(state >> 24) - 128);
+            if (b == -128) b = 127;
+        }
     };
     fill(rows), fill(values);
     const std::vector<float> row_scales = normal(kRows), scales = normal(kMaxTokens);
@@ -176,8 +186,8 @@ void bench_head() {
         bool ok = true;  // the scalar head is slow: its first rows only
         std::vector<float> expected(static_cast<size_t>(kRows) * static_cast<size_t>(n_tokens));
         scalar::head_rows(rows.data(), kCols, row_scales.data(), 0, 500, x, n_tokens, expected.data(), kRows);
-        for (int t = 0; t < n_tokens; ++t)
-            ok &= std::memcmp(&scores[static_cast<size_t>(t) * kRows], &expected[static_cast<size_t>(t) * kRows], 500 * 4) == 0;
+        for (size_t t = 0; t < static_cast<size_t>(n_tokens); ++t)
+            ok &= std::memcmp(&scores[t * kRows], &expected[t * kRows], 500 * sizeof(float)) == 0;
         char name[64];
         std::snprintf(name, sizeof(name), "head_rows %d x %d, %d tokens", kRows, kCols, n_tokens);
         report(name, ns, bytes / ns, "GB/s", ok);

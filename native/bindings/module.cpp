@@ -148,7 +148,7 @@ Sampler new_sampler(float temperature, int32_t top_k, float top_p, float min_p, 
 // Native exceptions become the Python exceptions of bitnet.errors, looked up when raised.
 void raise(const char* name, const char* message) {
     nb::object type = nb::module_::import_("bitnet.errors").attr(name);
-    PyErr_SetObject(type.ptr(), nb::str(message).ptr());
+    PyErr_SetObject(type.ptr(), text(message).ptr());  // the message may quote a path that is not UTF-8
 }
 
 void translate(const std::exception_ptr& error, void*) {

@@ -1,6 +1,6 @@
-// AVX2 attention over one block of the KV store: scores, online softmax, weighted values. Both products are the same small
-// matrix product, so that every query's chain of fma runs in ascending order whatever it is tiled with.
-// Compiled with -mavx2 -mfma -mf16c: nothing here may become a symbol that code for older processors could be linked to.
+// AVX2 attention over one block of the KV store: scores, online softmax, weighted values. Both products are the same
+// small matrix product, in which a query's chain of fma runs in ascending order whatever it is tiled with.
+// Compiled with -mavx2 -mfma -mf16c: nothing here may become a symbol that code for older processors could link to.
 #include "cpu/vector.h"
 
 #if defined(__x86_64__) || defined(_M_X64)
@@ -19,10 +19,9 @@ __m256 load_f16(const uint16_t* p) {
     return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
 }
 
-// A tile of c += a * b: Q rows of a [Q][depth] f32, 8 N columns of b [depth][8 N] f16. The Q * N sums stay in registers.
+// A tile of c += a * b: Q rows of a [Q][depth] f32, 8 N columns of b [depth][8 N] f16; Q * N sums stay in registers.
 template <int Q, int N>
-void tile(const float* a, size_t a_stride, const uint16_t* b, size_t b_stride, int depth, float* c,
-                 size_t c_stride) {
+void tile(const float* a, size_t a_stride, const uint16_t* b, size_t b_stride, int depth, float* c, size_t c_stride) {
     __m256 sum[Q][N];
 #pragma GCC unroll 8
     for (int i = 0; i < Q; ++i)
@@ -45,33 +44,35 @@ void tile(const float* a, size_t a_stride, const uint16_t* b, size_t b_stride, i
         for (int j = 0; j < N; ++j) _mm256_storeu_ps(c + c_stride * i + 8 * j, sum[i][j]);
 }
 
-// c += a * b for Q rows and any multiple of 8 columns.
+// c += a * b for Q rows and any multiple of 8 columns, in tiles of 8 N columns and what remains in narrower ones.
 template <int Q, int N>
-void rows(const float* a, size_t a_stride, const uint16_t* b, size_t b_stride, int depth, float* c,
-                 size_t c_stride, int n_columns) {
+void rows(const float* a, size_t a_stride, const uint16_t* b, size_t b_stride, int depth, float* c, size_t c_stride,
+          int n_columns) {
     int j = 0;
     for (; j + 8 * N <= n_columns; j += 8 * N) tile<Q, N>(a, a_stride, b + j, b_stride, depth, c + j, c_stride);
-    for (; j < n_columns; j += 8) tile<Q, 1>(a, a_stride, b + j, b_stride, depth, c + j, c_stride);
+    if constexpr (N > 1) rows<Q, N / 2>(a, a_stride, b + j, b_stride, depth, c + j, c_stride, n_columns - j);
 }
 
 // c[i] += a[i][0 .. depth[i]) * b. Rows that share a tile run together to the smallest depth among them, then alone.
-void multiply(const float* a, size_t a_stride, int n_rows, const int* depth, const uint16_t* b,
-              size_t b_stride, float* c, size_t c_stride, int n_columns) {
+// Tiles hold 8 to 12 sums: two fma a cycle, each four cycles long, need 8 chains, and there are 16 registers.
+void multiply(const float* a, size_t a_stride, int n_rows, const int* depth, const uint16_t* b, size_t b_stride,
+              float* c, size_t c_stride, int n_columns) {
     for (int i = 0, taken = 0; i < n_rows; i += taken) {
         const int left = n_rows - i;
-        taken = left >= 6 ? 6 : left >= 4 ? 4 : left >= 2 ? 2 : 1;
+        taken = left >= 6 ? 6 : left >= 4 ? 4 : left;
         int common = depth[i];
         for (int r = i + 1; r < i + taken; ++r) common = depth[r] < common ? depth[r] : common;
         const float* a_rows = a + a_stride * i;
         float* c_rows = c + c_stride * i;
         if (taken == 6) rows<6, 2>(a_rows, a_stride, b, b_stride, common, c_rows, c_stride, n_columns);
         if (taken == 4) rows<4, 2>(a_rows, a_stride, b, b_stride, common, c_rows, c_stride, n_columns);
+        if (taken == 3) rows<3, 4>(a_rows, a_stride, b, b_stride, common, c_rows, c_stride, n_columns);
         if (taken == 2) rows<2, 4>(a_rows, a_stride, b, b_stride, common, c_rows, c_stride, n_columns);
-        if (taken == 1) rows<1, 4>(a_rows, a_stride, b, b_stride, common, c_rows, c_stride, n_columns);
+        if (taken == 1) rows<1, 8>(a_rows, a_stride, b, b_stride, common, c_rows, c_stride, n_columns);
         for (int r = i; r < i + taken; ++r)
             if (depth[r] > common)
-                rows<1, 4>(a + a_stride * r + common, a_stride, b + b_stride * common, b_stride, depth[r] - common,
-                              c + c_stride * r, c_stride, n_columns);
+                rows<1, 8>(a + a_stride * r + common, a_stride, b + b_stride * common, b_stride, depth[r] - common,
+                           c + c_stride * r, c_stride, n_columns);
     }
 }
 
@@ -100,7 +101,8 @@ void soften(float* score, int visible, float scale, float* max, float* sum, floa
     }
     const __m256 correction = exp8(_mm256_broadcastss_ps(_mm_sub_ss(old_max, new_max)));
     _mm_store_ss(sum, _mm_fmadd_ss(_mm_load_ss(sum), _mm256_castps256_ps128(correction), _mm_set_ss(total)));
-    for (int d = 0; d < head_dim; d += 8) _mm256_storeu_ps(acc + d, _mm256_mul_ps(_mm256_loadu_ps(acc + d), correction));
+    for (int d = 0; d < head_dim; d += 8)
+        _mm256_storeu_ps(acc + d, _mm256_mul_ps(_mm256_loadu_ps(acc + d), correction));
 }
 
 // At most kChunk queries.

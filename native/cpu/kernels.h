@@ -48,7 +48,7 @@ struct Kernels {
                           int first, int n, float* y, size_t y_stride, void* scratch);
 
     // ---- rows of floats -------------------------------------------------------------------------------------------------
-    // s = 127 / max(max|x|, 1e-5); q = clamp(round_half_even(x * s), -128, 127); zero from n up to stride (formats 8.7).
+    // s = 127 / max(max|x|, 1e-5); q = clamp(round_half_even(x * s), -128, 127); zero from n up to stride.
     // NaN or infinite input: *scale becomes NaN (so that the caller can refuse), values are unspecified.
     void (*quantize_row)(const float* x, int n, size_t stride, int8_t* values, float* scale, int32_t* sum);
     // y = x * 1/sqrt(mean(x^2) + eps) * weight; y may be x

@@ -20,7 +20,7 @@ inline const uint8_t* panel_at(const TernaryWeights& w, int panel) {
     return w.panels + size_t(panel) * size_t(w.k_blocks) * kPanelBlockBytes;
 }
 
-// ---- direct ------------------------------------------------------------------------------------------------------------
+// ---- direct ----------------------------------------------------------------------------------------------------
 //
 // code = w + 1 is unsigned, so that dot = sum code*x - sum x. A lane of vpmaddubsw gets at most 2*2*127 = 508 and at
 // least 2*2*-128 = -512; a k-block adds 4 of them, and after 16 k-blocks, 64*-512 = -32768 just fits an int16.
@@ -48,8 +48,8 @@ inline __m256i broadcast4(const int8_t* x) {
     return _mm256_set1_epi32(four);
 }
 
-// sum += codes * four, in this order: left alone, GCC turns the additions of an unrolled loop into a tree and spills the
-// products, which halves the speed.
+// sum += codes * four, in this order: left alone, GCC turns the additions of an unrolled loop into a tree and spills
+// the products, which halves the speed.
 inline void multiply_add(__m256i& sum, __m256i codes, __m256i four) {
     sum = _mm256_add_epi16(sum, _mm256_maddubs_epi16(codes, four));
 #if defined(__GNUC__)
@@ -99,8 +99,7 @@ inline void multiply_chunk(const uint8_t* chunk, int n_blocks, const int8_t* x, 
                 for (int t = 0; t < T; ++t) {
                     const __m256i four = broadcast4(xk + size_t(t) * x_stride + f * 4);
 #pragma GCC unroll 4
-                    for (int i = 0; i < V; ++i)
-                        multiply_add(sums[i][t], codes[i], four);
+                    for (int i = 0; i < V; ++i) multiply_add(sums[i][t], codes[i], four);
                 }
             }
         }
@@ -129,7 +128,8 @@ inline void decode_chunk(const uint8_t* chunk, int n_blocks, uint8_t* codes) {
 
 // A decoded chunk times T <= 6 tokens: 2 x T sums, two codes and one broadcast are at most 15 of the 16 registers.
 template <int T>
-[[gnu::noinline]] void multiply_codes(const uint8_t* codes, int n_blocks, const int8_t* x, size_t x_stride, int32_t* totals) {
+[[gnu::noinline]] void multiply_codes(const uint8_t* codes, int n_blocks, const int8_t* x, size_t x_stride,
+                                      int32_t* totals) {
     for (int v = 0; v < 4; v += 2) {
         __m256i sums[2][T];
         for (int t = 0; t < T; ++t) sums[0][t] = sums[1][t] = _mm256_setzero_si256();
@@ -138,7 +138,8 @@ template <int T>
         for (int kb = 0; kb < n_blocks; ++kb, step += 4 * kPanelBlockBytes, xk += kBlockCols) {
 #pragma GCC unroll 4
             for (int f = 0; f < 4; ++f) {
-                const __m256i codes0 = load(step + f * kPanelBlockBytes), codes1 = load(step + f * kPanelBlockBytes + 32);
+                const __m256i codes0 = load(step + f * kPanelBlockBytes),
+                              codes1 = load(step + f * kPanelBlockBytes + 32);
 #pragma GCC unroll 6
                 for (int t = 0; t < T; ++t) {
                     const __m256i four = broadcast4(xk + size_t(t) * x_stride + f * 4);
@@ -161,8 +162,8 @@ void multiply_codes_any(int n, const uint8_t* codes, int n_blocks, const int8_t*
 }
 
 // y[t][panel's rows] = float(totals[t][row] - sum x[t]) * scale of token t; totals int32 [n][32]
-void write_totals(const TernaryWeights& w, int panel, const int32_t* totals, const QuantizedRows& x, int first, int n, float* y,
-                  size_t y_stride) {
+void write_totals(const TernaryWeights& w, int panel, const int32_t* totals, const QuantizedRows& x, int first, int n,
+                  float* y, size_t y_stride) {
     const int n_rows = smaller(w.rows - panel * kPanelRows, kPanelRows);
     for (int t = 0; t < n; ++t, totals += kPanelRows) {
         const __m256i sum = _mm256_set1_epi32(x.sums[first + t]);
@@ -180,22 +181,23 @@ void write_totals(const TernaryWeights& w, int panel, const int32_t* totals, con
 
 // Tokens [first, first + T) of all panels, T = 1 or 2.
 template <int V, int T>
-[[gnu::noinline]] void direct_in_registers(const TernaryWeights& w, int panel_begin, int panel_end, const QuantizedRows& x,
-                                           int first, float* y, size_t y_stride) {
+[[gnu::noinline]] void direct_in_registers(const TernaryWeights& w, int panel_begin, int panel_end,
+                                           const QuantizedRows& x, int first, float* y, size_t y_stride) {
     for (int panel = panel_begin; panel < panel_end; ++panel) {
         alignas(64) int32_t totals[T * kPanelRows] = {};
         const uint8_t* chunk = panel_at(w, panel);
         const int8_t* values = x.values + size_t(first) * x.stride;
         for (int kb = 0; kb < w.k_blocks; kb += kChunkBlocks, chunk += kChunkBytes)
-            multiply_chunk<V, T>(chunk, smaller(w.k_blocks - kb, kChunkBlocks), values + kb * kBlockCols, x.stride, totals);
+            multiply_chunk<V, T>(chunk, smaller(w.k_blocks - kb, kChunkBlocks), values + kb * kBlockCols, x.stride,
+                                 totals);
         write_totals(w, panel, totals, x, first, T, y, y_stride);
     }
 }
 
-// Tokens [first, first + n) of all panels, 3 <= n <= kSweepTokens: each chunk is decoded once, then multiplied with groups
-// of 3 to 6 tokens of nearly equal size.
-void direct_decoded(const TernaryWeights& w, int panel_begin, int panel_end, const QuantizedRows& x, int first, int n, float* y,
-                    size_t y_stride) {
+// Tokens [first, first + n) of all panels, 3 <= n <= kSweepTokens: each chunk is decoded once, then multiplied with
+// groups of 3 to 6 tokens of nearly equal size.
+void direct_decoded(const TernaryWeights& w, int panel_begin, int panel_end, const QuantizedRows& x, int first, int n,
+                    float* y, size_t y_stride) {
     const int n_groups = (n + 5) / 6;
     for (int panel = panel_begin; panel < panel_end; ++panel) {
         alignas(64) int32_t totals[kSweepTokens * kPanelRows];
@@ -207,22 +209,24 @@ void direct_decoded(const TernaryWeights& w, int panel_begin, int panel_end, con
             decode_chunk(chunk, n_blocks, codes);
             for (int group = 0; group < n_groups; ++group) {
                 const int begin = n * group / n_groups, end = n * (group + 1) / n_groups;
-                multiply_codes_any(end - begin, codes, n_blocks, x.values + size_t(first + begin) * x.stride + kb * kBlockCols,
-                                   x.stride, totals + begin * kPanelRows);
+                multiply_codes_any(end - begin, codes, n_blocks,
+                                   x.values + size_t(first + begin) * x.stride + kb * kBlockCols, x.stride,
+                                   totals + begin * kPanelRows);
             }
         }
         write_totals(w, panel, totals, x, first, n, y, y_stride);
     }
 }
 
-// ---- table: the method of four Russians --------------------------------------------------------------------------------
+// ---- table: the method of four Russians ------------------------------------------------------------------------
 //
-// A weight byte holds four weights of one row. For four activations of every token all 81 signed sums are tabulated, one
-// entry per byte value; a row then adds one entry per byte: 4 weights x 16 tokens in one instruction, nothing to decode.
-// V = 1 or 2 vectors of 16 tokens make an entry. A pass adds 8/V tables (2/V k-blocks) to the int16 sums of a row block.
+// A weight byte holds four weights of one row. For four activations of every token all 81 signed sums are tabulated,
+// one entry per byte value; a row then adds one entry per byte: 4 weights x 16 tokens in one instruction, nothing to
+// decode. V = 1 or 2 vectors of 16 tokens make an entry. A pass adds 8/V tables (2/V k-blocks) to the int16 sums of a
+// row block.
 
-// Panels whose int16 sums (2 KB a panel) are swept by every pass: they stay in L2 beside the weights that stream through,
-// and building the tables (324 entries a pass) is small against 10 loads a row.
+// Panels whose int16 sums (2 KB a panel) are swept by every pass: they stay in L2 beside the weights that stream
+// through, and building the tables (324 entries a pass) is small against 10 loads a row.
 constexpr int kRowBlockPanels = 80;
 
 template <int V>
@@ -233,9 +237,9 @@ struct TableShape {
     static constexpr int kTableBytes = (V == 2 ? 128 + 9 : 64 + 5) * 64;
     static constexpr int kBlocksPerPass = 2 / V;
 };
-constexpr size_t kAllTablesBytes = 8 * TableShape<1>::kTableBytes > 4 * TableShape<2>::kTableBytes
-                                       ? 8 * TableShape<1>::kTableBytes
-                                       : 4 * TableShape<2>::kTableBytes;
+// The last table is followed by room for the bytes above 136, so that damaged weights cannot read outside the scratch.
+constexpr size_t kAllTablesBytes = 3 * TableShape<2>::kTableBytes + 256 * TableShape<2>::kEntryBytes;
+static_assert(7 * TableShape<1>::kTableBytes + 256 * TableShape<1>::kEntryBytes <= kAllTablesBytes);
 
 struct Scratch {
     uint8_t* tables;
@@ -271,44 +275,36 @@ template <int V>
 
 // Add (Fresh: write) the entries that B k-blocks of the weights select to the sums of all rows of n_panels panels.
 template <int V, int B, bool Fresh>
-[[gnu::noinline]] void add_entries(const uint8_t* weights, size_t panel_bytes, int n_panels, const uint8_t* tables, int16_t* sums) {
+[[gnu::noinline]] void add_entries(const uint8_t* weights, size_t panel_bytes, int n_panels, const uint8_t* tables,
+                                   int16_t* sums) {
     constexpr int kTable = TableShape<V>::kTableBytes;
-    constexpr int kShift = V == 2 ? 6 : 5;                 // log2 of the bytes of an entry
-    constexpr uint32_t kMask = 0xffu << kShift;
+    constexpr int kShift = V == 2 ? 6 : 5;  // log2 of the bytes of an entry
+    constexpr uint64_t kMask = 0xffu << kShift;
     for (int panel = 0; panel < n_panels; ++panel, weights += panel_bytes) {
-        // Panels are far apart and every pass takes only 128*B bytes of each: beyond the reach of a hardware prefetcher.
+        // Panels are far apart and every pass takes only 128*B bytes of each: beyond the reach of a hardware
+        // prefetcher.
         for (int line = 0; line < 2 * B; ++line) prefetch(weights + 3 * panel_bytes + line * 64);
 #pragma GCC unroll 2
         for (int r = 0; r < kPanelRows; ++r, sums += 16 * V) {
-            __m256i acc[2];
-            if (V == 2) {
-                uint32_t four;
-                std::memcpy(&four, weights + r * 4, 4);
-                const uint8_t* e0 = tables + ((four << kShift) & kMask);
-                const uint8_t* e1 = tables + kTable + ((four >> (8 - kShift)) & kMask);
-                const uint8_t* e2 = tables + 2 * kTable + ((four >> (16 - kShift)) & kMask);
-                const uint8_t* e3 = tables + 3 * kTable + ((four >> (24 - kShift)) & kMask);
+            const uint8_t* entries[4 * B];
 #pragma GCC unroll 2
-                for (int v = 0; v < 2; ++v) {
-                    acc[v] = _mm256_add_epi16(_mm256_add_epi16(load(e0 + v * 32), load(e1 + v * 32)), load(e2 + v * 32));
-                    acc[v] = _mm256_add_epi16(acc[v], load(e3 + v * 32));
-                    if (!Fresh) acc[v] = _mm256_add_epi16(acc[v], load(sums + v * 16));
-                    store(sums + v * 16, acc[v]);
-                }
-            } else {
+            for (int b = 0; b < B; ++b) {
+                uint32_t bytes;
+                std::memcpy(&bytes, weights + b * kPanelBlockBytes + r * 4, 4);
+                const uint64_t four = bytes;  // 64 bits wide, so that the table's offset folds into the load's address
+                const uint8_t* t = tables + b * 4 * kTable;
+                entries[4 * b] = t + (four << kShift & kMask);
+                entries[4 * b + 1] = t + kTable + (four >> (8 - kShift) & kMask);
+                entries[4 * b + 2] = t + 2 * kTable + (four >> (16 - kShift) & kMask);
+                entries[4 * b + 3] = t + 3 * kTable + (four >> (24 - kShift) & kMask);
+            }
 #pragma GCC unroll 2
-                for (int b = 0; b < B; ++b) {
-                    const uint8_t* t = tables + b * 4 * kTable;
-                    uint32_t four;
-                    std::memcpy(&four, weights + b * kPanelBlockBytes + r * 4, 4);
-                    acc[b] = load(t + ((four << kShift) & kMask));
-                    acc[b] = _mm256_add_epi16(acc[b], load(t + kTable + ((four >> (8 - kShift)) & kMask)));
-                    acc[b] = _mm256_add_epi16(acc[b], load(t + 2 * kTable + ((four >> (16 - kShift)) & kMask)));
-                    acc[b] = _mm256_add_epi16(acc[b], load(t + 3 * kTable + ((four >> (24 - kShift)) & kMask)));
-                }
-                __m256i sum = B == 2 ? _mm256_add_epi16(acc[0], acc[1]) : acc[0];
-                if (!Fresh) sum = _mm256_add_epi16(sum, load(sums));
-                store(sums, sum);
+            for (int v = 0; v < V; ++v) {
+                __m256i sum = load(entries[0] + v * 32);
+#pragma GCC unroll 8
+                for (int e = 1; e < 4 * B; ++e) sum = _mm256_add_epi16(sum, load(entries[e] + v * 32));
+                if (!Fresh) sum = _mm256_add_epi16(sum, load(sums + v * 16));
+                store(sums + v * 16, sum);
             }
         }
     }
@@ -354,11 +350,11 @@ inline void transpose8x8(__m256 (&m)[8]) {
     }
 }
 
-// y[first + t][row] = float(total) * scale of token t, for the rows of one panel; total = sums, plus totals unless null.
-// 8 rows x the 8 even or odd tokens of a vector at a time, turned from token lanes into row lanes.
+// y[first + t][row] = float(total) * scale of token t, for the rows of one panel; total = sums, plus totals unless
+// null. 8 rows x the 8 even or odd tokens of a vector at a time, turned from token lanes into row lanes.
 template <int V>
-[[gnu::noinline]] void write_panel(const int16_t* sums, const int32_t* totals, const float* scales, int n_rows, int n_tokens,
-                                   float* y, size_t y_stride) {
+[[gnu::noinline]] void write_panel(const int16_t* sums, const int32_t* totals, const float* scales, int n_rows,
+                                   int n_tokens, float* y, size_t y_stride) {
     for (int eight = 0; eight < 2 * V; ++eight) {
         const bool odd = eight & 1;
         const int first_token = (eight >> 1) * 16 + odd;  // then every second one
@@ -399,7 +395,8 @@ inline void add_bounds(const int16_t* tile, __m256i* bound) {
 }
 
 template <int V, int B>
-void table_pass(const uint8_t* weights, size_t panel_bytes, int n_panels, const int16_t* tile, bool fresh, const Scratch& scratch) {
+void table_pass(const uint8_t* weights, size_t panel_bytes, int n_panels, const int16_t* tile, bool fresh,
+                const Scratch& scratch) {
     for (int b = 0; b < B; ++b)
         build_tables<V>(tile + b * kBlockCols * kTableTokens, scratch.tables + b * 4 * TableShape<V>::kTableBytes);
     if (fresh)
@@ -410,8 +407,8 @@ void table_pass(const uint8_t* weights, size_t panel_bytes, int n_panels, const 
 
 // One row block: panels [panel, panel + n_panels), tokens [0, n) of the tile.
 template <int V>
-void table_row_block(const TernaryWeights& w, int panel, int n_panels, const int16_t* tile, const float* scales, int n, float* y,
-                     size_t y_stride, const Scratch& scratch) {
+void table_row_block(const TernaryWeights& w, int panel, int n_panels, const int16_t* tile, const float* scales, int n,
+                     float* y, size_t y_stride, const Scratch& scratch) {
     constexpr int kStep = TableShape<V>::kBlocksPerPass;
     const size_t panel_bytes = size_t(w.k_blocks) * kPanelBlockBytes;
     const uint8_t* weights = panel_at(w, panel);
@@ -419,7 +416,7 @@ void table_row_block(const TernaryWeights& w, int panel, int n_panels, const int
     const __m256i full = _mm256_set1_epi16(INT16_MAX);
 
     // The int16 sums move to the int32 totals when one of them might overflow: |sum| <= sum |x|. With ordinary
-    // activations that is every 50 passes or so, with all of them at -128 every 15.
+    // activations that is every 50 k-blocks or so, with all of them at -128 every 15.
     __m256i bound[V] = {};
     bool fresh = true, flushed = false;
     for (int kb = 0; kb < w.k_blocks; kb += kStep) {
@@ -447,14 +444,15 @@ void table_row_block(const TernaryWeights& w, int panel, int n_panels, const int
     for (int p = 0; p < n_panels; ++p) {
         const int row = (panel + p) * kPanelRows, n_rows = smaller(w.rows - row, kPanelRows);
         const size_t offset = size_t(p) * kPanelRows * V * 16;
-        write_panel<V>(scratch.sums + offset, flushed ? scratch.totals + offset : nullptr, scales, n_rows, n, y + row, y_stride);
+        write_panel<V>(scratch.sums + offset, flushed ? scratch.totals + offset : nullptr, scales, n_rows, n, y + row,
+                       y_stride);
     }
 }
 
 }  // namespace
 
-void ternary_direct(const TernaryWeights& w, int panel_begin, int panel_end, const QuantizedRows& x, int n_tokens, float* y,
-                    size_t y_stride) {
+void ternary_direct(const TernaryWeights& w, int panel_begin, int panel_end, const QuantizedRows& x, int n_tokens,
+                    float* y, size_t y_stride) {
     for (int first = 0; first < n_tokens;) {
         const int left = n_tokens - first;
         int n = smaller(left, kSweepTokens);
@@ -501,27 +499,35 @@ size_t table_scratch_bytes(int n_panels) {
     return kAllTablesBytes + sums * (sizeof(int16_t) + sizeof(int32_t));
 }
 
-void ternary_table(const TernaryWeights& w, int panel_begin, int panel_end, const int16_t* tile, const QuantizedRows& x, int first,
-                   int n, float* y, size_t y_stride, void* scratch) {
+void ternary_table(const TernaryWeights& w, int panel_begin, int panel_end, const int16_t* tile, const QuantizedRows& x,
+                   int first, int n, float* y, size_t y_stride, void* scratch) {
     const int n_panels = panel_end - panel_begin;
     if (n_panels <= 0 || n <= 0) return;
-    float scales[kTableTokens];
-    for (int t = 0; t < n; ++t) scales[t] = w.scale * x.scales[first + t];
     float* out = y + size_t(first) * y_stride;
 
-    const int n_row_blocks = (n_panels + kRowBlockPanels - 1) / kRowBlockPanels;
-    Scratch parts;
-    parts.tables = static_cast<uint8_t*>(scratch);
-    parts.sums = reinterpret_cast<int16_t*>(parts.tables + kAllTablesBytes);
-    parts.totals = reinterpret_cast<int32_t*>(parts.sums + size_t(smaller(n_panels, kRowBlockPanels)) * kPanelRows * kTableTokens);
-    for (int block = 0; block < n_row_blocks; ++block) {  // of nearly equal size
-        const int begin = int(int64_t(n_panels) * block / n_row_blocks);
-        const int end = int(int64_t(n_panels) * (block + 1) / n_row_blocks);
-        if (n <= 16)
-            table_row_block<1>(w, panel_begin + begin, end - begin, tile, scales, n, out, y_stride, parts);
-        else
-            table_row_block<2>(w, panel_begin + begin, end - begin, tile, scales, n, out, y_stride, parts);
+    // Entries of 16 tokens cost half of those of 32. What they leave, if it is little, is cheaper to multiply.
+    const int n_looked_up = n < kTableMinTokens ? 0 : n < 16 ? n : n < 16 + kTableMinTokens ? 16 : n;
+    if (n_looked_up > 0) {
+        float scales[kTableTokens];
+        for (int t = 0; t < n_looked_up; ++t) scales[t] = w.scale * x.scales[first + t];
+        const int n_blocks = (n_panels + kRowBlockPanels - 1) / kRowBlockPanels;
+        Scratch parts;
+        parts.tables = static_cast<uint8_t*>(scratch);
+        parts.sums = reinterpret_cast<int16_t*>(parts.tables + kAllTablesBytes);
+        parts.totals =
+            reinterpret_cast<int32_t*>(parts.sums + smaller(n_panels, kRowBlockPanels) * kPanelRows * kTableTokens);
+        for (int block = 0; block < n_blocks; ++block) {  // of nearly equal size
+            const int begin = panel_begin + int(int64_t(n_panels) * block / n_blocks);
+            const int end = panel_begin + int(int64_t(n_panels) * (block + 1) / n_blocks);
+            if (n_looked_up <= 16)
+                table_row_block<1>(w, begin, end - begin, tile, scales, n_looked_up, out, y_stride, parts);
+            else
+                table_row_block<2>(w, begin, end - begin, tile, scales, n_looked_up, out, y_stride, parts);
+        }
     }
+    const int done = first + n_looked_up;
+    const QuantizedRows rest = {x.values + size_t(done) * x.stride, x.stride, x.scales + done, x.sums + done};
+    ternary_direct(w, panel_begin, panel_end, rest, n - n_looked_up, out + size_t(n_looked_up) * y_stride, y_stride);
 }
 
 }  // namespace bitnet::avx2

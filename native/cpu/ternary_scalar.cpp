@@ -30,8 +30,8 @@ int rows_in_panel(const TernaryWeights& w, int panel) {
 
 }  // namespace
 
-void ternary_direct(const TernaryWeights& w, int panel_begin, int panel_end, const QuantizedRows& x, int n_tokens, float* y,
-                    size_t y_stride) {
+void ternary_direct(const TernaryWeights& w, int panel_begin, int panel_end, const QuantizedRows& x, int n_tokens,
+                    float* y, size_t y_stride) {
     constexpr int kTokens = 16;  // decoded weights are shared by this many tokens
     for (int panel = panel_begin; panel < panel_end; ++panel) {
         const int n_rows = rows_in_panel(w, panel);

@@ -12,7 +12,7 @@ namespace bitnet {
 // Reductions run over this many lanes: four AVX2 registers, enough independent chains to hide the latency of an fma.
 constexpr int kLanes = 32;
 
-// quantize_row: the floor of absmax that training used (formats 8.7), so that a row of zeros has a finite scale.
+// quantize_row: the floor of absmax that training used, so that a row of zeros has a finite scale.
 constexpr float kMinAbsMax = 1e-5f;
 
 // The exponential of every kernel: x = k ln2 + r, exp(x) = 2^k (1 + r + r^2 P(r)).
@@ -23,7 +23,7 @@ constexpr float kLog2E = 1.44269502f;
 constexpr float kLn2High = 0.693147182f;   // float(ln2): x - k * kLn2High is exact with one fma
 constexpr float kLn2Low = -1.90465421e-9f;
 constexpr float kRoundMagic = 12582912.0f; // 1.5 * 2^23: adding it rounds to an integer held in the low mantissa bits
-// P from the lowest degree up, a minimax fit (Remez) of the relative error on |r| <= ln2/2; the fit's own error is 3e-9.
+// P from the lowest degree up: a minimax fit (Remez) of the relative error on |r| <= ln2/2: 3e-9 before rounding.
 constexpr float kExpPoly[5] = {0.49999994f, 0.166665211f, 0.041668389f, 0.00836874545f, 0.00138145406f};
 
 namespace scalar {

@@ -1,5 +1,5 @@
-// AVX2 kernels on rows of floats and on the output head; attention has its own file. Bit-identical to vector_scalar.cpp.
-// Compiled with -mavx2 -mfma -mf16c: nothing here may become a symbol that code for older processors could be linked to.
+// AVX2 kernels on float rows and on the output head; attention has its own file. Bit-identical to vector_scalar.cpp.
+// Compiled with -mavx2 -mfma -mf16c: nothing here may become a symbol that code for older processors could link to.
 #include "cpu/vector.h"
 
 #if defined(__x86_64__) || defined(_M_X64)
@@ -25,7 +25,9 @@ struct F32 {
 
 struct F16 {
     using Element = uint16_t;
-    static __m256 load8(const Element* p) { return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))); }
+    static __m256 load8(const Element* p) {
+        return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+    }
 };
 
 struct Bf16 {
@@ -183,7 +185,7 @@ float dot_bf16(const uint16_t* w, const float* x, int n) {
     return dot<Bf16>(w, x, n);
 }
 
-// ---- output head -------------------------------------------------------------------------------------------------------
+// ---- output head ----------------------------------------------------------------------------------------------------
 
 namespace {
 
@@ -192,8 +194,8 @@ constexpr int kPrefetchBytes = 4096;
 // Rows that one group of eight tokens visits before the next group does: 8 rows and 8 tokens of 2560 fit in L1.
 constexpr int kRowGroup = 8;
 
-// Scores of T tokens, from first_token on, against rows [begin, end), exact in int32: |w| and x * sign(w) keep the pairs
-// of maddubs within 2 * 127 * 127 = 32258.
+// Scores of T tokens, from first_token on, against rows [begin, end). Exact: with |w| and x * sign(w) a pair of maddubs
+// stays within 2 * 127 * 127 = 32258.
 template <int T>
 void score_rows(const int8_t* rows, size_t row_stride, const float* row_scales, int begin, int end,
                 const QuantizedRows& x, int first_token, float* scores, size_t scores_stride) {
@@ -209,7 +211,8 @@ void score_rows(const int8_t* rows, size_t row_stride, const float* row_scales, 
                 const __m256i w = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(row + j));
                 const __m256i magnitude = _mm256_abs_epi8(w);
                 for (int t = 0; t < T; ++t) {
-                    const __m256i token = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(tokens + x.stride * t + j));
+                    const int8_t* values = tokens + x.stride * t + j;
+                    const __m256i token = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(values));
                     const __m256i pairs = _mm256_maddubs_epi16(magnitude, _mm256_sign_epi8(token, w));
                     sum[t] = _mm256_add_epi32(sum[t], _mm256_madd_epi16(pairs, ones));
                 }

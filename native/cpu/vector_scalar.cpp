@@ -105,9 +105,9 @@ void quantize_row(const float* x, int n, size_t stride, int8_t* values, float* s
     }
 }
 
-// In f32 the sum of squares is good for |x| up to 1e17 at n = 27648, far beyond what relu^2 * up reaches (1e10), and its
-// relative error stays below n / 32 * 2^-24 = 5e-5, of which the square root takes half; rounding errors being random,
-// a few 1e-7 in practice. A sum that does overflow makes the row NaN rather than a plausible zero.
+// In f32 the sum of squares is good for |x| up to 1e17 at n = 27648, far beyond what relu^2 * up reaches (1e10). Its
+// relative error stays below n / 32 * 2^-24 = 5e-5, of which the square root takes half; as rounding errors are random,
+// it is a few 1e-7 in practice. A sum that does overflow makes the row NaN rather than a plausible zero.
 void rms_norm(const float* x, const float* weight, int n, float eps, float* y) {
     const float sum = dot([x](int i) { return x[i]; }, x, n);
     const float inverse = sum < kInfinity ? 1.0f / std::sqrt(sum / static_cast<float>(n) + eps) : kNan;
@@ -172,7 +172,8 @@ void attention_block(const float* q, size_t q_stride, int n_queries, const int* 
         sum[i] = std::fma(sum[i], correction, sum_lanes(weight));
         for (int d = 0; d < head_dim; ++d) {
             float value = out[d] * correction;
-            for (int p = 0; p < visible[i]; ++p) value = std::fma(weight[p], f16_to_f32(v_block[p * head_dim + d]), value);
+            for (int p = 0; p < visible[i]; ++p)
+                value = std::fma(weight[p], f16_to_f32(v_block[p * head_dim + d]), value);
             out[d] = value;
         }
     }

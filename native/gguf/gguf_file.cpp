@@ -24,15 +24,6 @@ namespace bitnet {
 
 static_assert(std::endian::native == std::endian::little, "GGUF files are little-endian and are read in place");
 
-namespace {
-
-constexpr uint64_t kMaxKeyBytes = 65535;      // GGUF specification
-constexpr uint64_t kMaxTensorNameBytes = 63;  // GGML_MAX_NAME of llama.cpp, without its terminator
-constexpr uint64_t kMinKeyValueBytes = 14;    // key length 8, key 1, type 4, value 1
-constexpr uint64_t kMinTensorInfoBytes = 25;  // name length 8, name 1, n_dims 4, type 4, offset 8
-constexpr uint32_t kDefaultAlignment = 32;
-
-// Names come from the file: printed on one line, without control characters, and not at any length.
 std::string quote(std::string_view text) {
     constexpr size_t kShown = 80;
     std::string quoted = "'";
@@ -49,7 +40,15 @@ std::string quote(std::string_view text) {
     return quoted + (text.size() > kShown ? "...'" : "'");
 }
 
-// Strict UTF-8: no overlong forms, no surrogates, nothing above U+10FFFF. Vocabularies are mostly ASCII: 8 bytes a step.
+namespace {
+
+constexpr uint64_t kMaxKeyBytes = 65535;      // GGUF specification
+constexpr uint64_t kMaxTensorNameBytes = 63;  // GGML_MAX_NAME of llama.cpp, without its terminator
+constexpr uint64_t kMinKeyValueBytes = 14;    // key length 8, key 1, type 4, value 1
+constexpr uint64_t kMinTensorInfoBytes = 25;  // name length 8, name 1, n_dims 4, type 4, offset 8
+constexpr uint32_t kDefaultAlignment = 32;
+
+// Strict UTF-8: no overlong forms, no surrogates, nothing above U+10FFFF. Most text is ASCII: 8 bytes a step.
 bool is_utf8(std::string_view text) {
     const uint8_t* p = reinterpret_cast<const uint8_t*>(text.data());
     const uint8_t* end = p + text.size();
@@ -274,8 +273,9 @@ TensorInfo read_tensor_info(Reader& reader, uint32_t alignment) {
     if (is_supported(info.type_id)) {
         const uint32_t block = block_elements(static_cast<TensorType>(info.type_id));
         if (info.dims[0] % block != 0) {
-            reader.fail(reader.subject + " of type " + tensor_type_name(info.type_id) + " must have rows of a multiple of " +
-                        std::to_string(block) + " elements, but they have " + std::to_string(info.dims[0]));
+            reader.fail(reader.subject + " of type " + tensor_type_name(info.type_id) +
+                        " must have rows of a multiple of " + std::to_string(block) + " elements, but they have " +
+                        std::to_string(info.dims[0]));
         }
     }
     info.offset = reader.number<uint64_t>("the data offset");
@@ -321,7 +321,8 @@ void place_tensors(const GgufFile& gguf, uint64_t header_end, uint32_t alignment
         }
         if (required > data_bytes - info.offset) {
             gguf.fail("tensor " + quote(info.name) + " needs " + std::to_string(required) + " bytes at offset " +
-                      std::to_string(data_start + info.offset) + ", but the file ends after " + std::to_string(file_size));
+                      std::to_string(data_start + info.offset) + ", but the file ends after " +
+                      std::to_string(file_size));
         }
         const TensorInfo* next = i + 1 < by_offset.size() ? by_offset[i + 1] : nullptr;
         info.data = gguf.file().data() + data_start + info.offset;
@@ -334,7 +335,8 @@ void place_tensors(const GgufFile& gguf, uint64_t header_end, uint32_t alignment
     }
 }
 
-[[noreturn]] void wrong_value(const GgufFile& gguf, std::string_view key, const char* expected, const MetadataValue& found) {
+[[noreturn]] void wrong_value(const GgufFile& gguf, std::string_view key, const char* expected,
+                              const MetadataValue& found) {
     gguf.fail("key " + quote(key) + " must be " + expected + ", but is " + describe(found));
 }
 
@@ -345,12 +347,10 @@ void place_tensors(const GgufFile& gguf, uint64_t header_end, uint32_t alignment
 uint32_t to_u32(const GgufFile& gguf, std::string_view key, const MetadataValue& found) {
     constexpr uint32_t kMax = std::numeric_limits<uint32_t>::max();
     if (found.type != ValueType::Bool) {
-        if (const auto* number = std::get_if<uint64_t>(&found.value); number && *number <= kMax) {
-            return static_cast<uint32_t>(*number);
-        }
-        if (const auto* number = std::get_if<int64_t>(&found.value); number && *number >= 0 && *number <= int64_t{kMax}) {
-            return static_cast<uint32_t>(*number);
-        }
+        const auto* natural = std::get_if<uint64_t>(&found.value);
+        if (natural && *natural <= kMax) return static_cast<uint32_t>(*natural);
+        const auto* integer = std::get_if<int64_t>(&found.value);
+        if (integer && *integer >= 0 && *integer <= int64_t{kMax}) return static_cast<uint32_t>(*integer);
     }
     wrong_value(gguf, key, "an integer from 0 to 4294967295", found);
 }

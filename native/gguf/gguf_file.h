@@ -47,6 +47,9 @@ struct TensorInfo {
     uint64_t n_elements() const { return dims[0] * dims[1] * dims[2] * dims[3]; }  // checked at open: does not overflow
 };
 
+// Text from a file, for a message: quoted, on one line, without control characters, and not at any length.
+std::string quote(std::string_view text);
+
 class GgufFile {
 public:
     // Throws ModelFileError on anything malformed; see the checks listed in gguf_file.cpp.

@@ -27,14 +27,14 @@ const Architecture& find_architecture(const GgufFile& file) {
         const MetadataValue* tokens = file.find("tokenizer.ggml.tokens");
         const auto* array = tokens ? std::get_if<MetadataArray>(&tokens->value) : nullptr;
         if (architecture.activation == Activation::Relu2 && array && array->count == kOneBitLlmVocabulary)
-            file.fail("this is a 1bitLLM model (vocabulary of 32002) labelled '" + std::string(name) +
-                      "': it needs the SiLU activation, which this architecture name does not stand for");
+            file.fail("this is a 1bitLLM model (vocabulary of 32002) labelled " + quote(name) +
+                      ": it needs the SiLU activation, which this architecture name does not stand for");
         return architecture;
     }
     std::string known;
     for (const Architecture& architecture : kArchitectures)
         known += (known.empty() ? "" : ", ") + std::string(architecture.name);
-    file.fail("unknown architecture '" + std::string(name) + "'; this engine computes " + known);
+    file.fail("unknown architecture " + quote(name) + "; this engine computes " + known);
 }
 
 ModelSizes read_sizes(const GgufFile& file) {
@@ -87,7 +87,7 @@ ModelSizes read_sizes(const GgufFile& file) {
         const std::string_view scaling = file.require_string(prefix + "rope.scaling.type");
         const float factor = file.get_f32(prefix + "rope.scaling.factor", 1.0f);
         if (scaling != "none" && !(scaling == "linear" && factor == 1.0f))
-            file.fail("rope scaling '" + std::string(scaling) + "' is not supported");
+            file.fail("rope scaling " + quote(scaling) + " is not supported");
     }
 
     const TensorInfo* embedding = file.find_tensor("token_embd.weight");

@@ -60,7 +60,7 @@ public:
     void refuse_unused() const {
         for (const TensorInfo& tensor : file_.tensors())
             if (!used_.count(tensor.name))
-                file_.fail("unexpected tensor '" + std::string(tensor.name) + "': this architecture is not known to have it");
+                file_.fail("unexpected tensor " + quote(tensor.name) + ": this architecture is not known to have it");
     }
 
 private:

@@ -17,7 +17,7 @@ size_t round_up(size_t n, size_t multiple) { return (n + multiple - 1) / multipl
 
 // Queries one attention call handles: enough to reuse each decoded K/V block, few enough to stay in L1/L2.
 constexpr int kAttentionQueries = 32;
-// Panels (32 rows) in one piece of shared work: a few tens of microseconds, so that threads finish together.
+// Panels (32 rows) a table-lookup call should have at least, to be worth building its tables.
 constexpr int64_t kMinTablePanels = 40;
 
 size_t floats(size_t n) { return n * sizeof(float); }
@@ -226,16 +226,10 @@ void Runner::layer(Worker& worker, int index) {
 }
 
 // All products of the quantised activations [n_tokens][width] with matrices of that width, as one piece of shared work over
-// the panels of all of them. Whole tiles of 32 tokens go through the table-lookup kernel, few tokens through multiply-add.
+// the panels of all of them: few tokens by multiply-add, more in tiles of 32 tokens by table lookup.
 void Runner::multiply(Worker& worker, int32_t width, std::initializer_list<Product> products) {
     const size_t stride = round_up(static_cast<size_t>(width), 64);
     const QuantizedRows x{quantized_.as<int8_t>(), stride, scales_.data(), sums_.data()};
-    const int32_t rest = n_tokens_ % kTableTokens;
-    const int32_t n_direct = rest < kTableMinTokens ? rest : 0;
-    const int32_t n_tabled = n_tokens_ - n_direct;
-    const int64_t n_tiles = (n_tabled + kTableTokens - 1) / kTableTokens;
-    const int32_t k_blocks = products.begin()->w->k_blocks;
-    const size_t tile_elements = static_cast<size_t>(k_blocks) * kBlockCols * kTableTokens;
     int64_t n_panels = 0;
     for (const Product& product : products) n_panels += product.w->n_panels;
 
@@ -248,45 +242,36 @@ void Runner::multiply(Worker& worker, int32_t width, std::initializer_list<Produ
             first += product.w->n_panels;
         }
     };
-    const QuantizedRows direct{x.values + static_cast<size_t>(n_tabled) * stride, stride, x.scales + n_tabled, x.sums + n_tabled};
-    const auto run_direct = [&](int64_t begin, int64_t end) {
-        for_panels(begin, end, [&](const Product& product, int from, int to) {
-            const size_t rows = static_cast<size_t>(product.w->rows);
-            kernels_.ternary_direct(*product.w, from, to, direct, n_direct, product.y + static_cast<size_t>(n_tabled) * rows, rows);
+    if (n_tokens_ < kTableMinTokens) {
+        // About eight pieces a thread: balanced on a busy machine, yet long linear streams.
+        worker.parallel_for(n_panels, std::max<int64_t>(2, n_panels / (int64_t{8} * worker.n_threads())), [&](int64_t begin, int64_t end) {
+            for_panels(begin, end, [&](const Product& product, int from, int to) {
+                kernels_.ternary_direct(*product.w, from, to, x, n_tokens_, product.y, static_cast<size_t>(product.w->rows));
+            });
         });
-    };
-    // About eight pieces a thread: balanced on a busy machine, yet long linear streams.
-    const int64_t direct_grain = std::max<int64_t>(2, n_panels / (int64_t{8} * worker.n_threads()));
-    if (n_tiles == 0) {
-        worker.parallel_for(n_panels, direct_grain, run_direct);
         return;
     }
 
+    const int32_t k_blocks = products.begin()->w->k_blocks;
+    const int64_t n_tiles = (n_tokens_ + kTableTokens - 1) / kTableTokens;
+    const auto tile_at = [&](int64_t tile) {
+        return tiles_.as<int16_t>() + static_cast<size_t>(tile) * static_cast<size_t>(k_blocks) * kBlockCols * kTableTokens;
+    };
+    const auto tile_tokens = [&](int64_t tile) { return std::min(kTableTokens, n_tokens_ - static_cast<int>(tile) * kTableTokens); };
     worker.parallel_for(n_tiles, 1, [&](int64_t begin, int64_t end) {
-        for (int64_t tile = begin; tile < end; tile++) {
-            const int first = static_cast<int>(tile) * kTableTokens;
-            kernels_.table_tile(x, first, std::min(kTableTokens, n_tabled - first), k_blocks,
-                                tiles_.as<int16_t>() + static_cast<size_t>(tile) * tile_elements);
-        }
+        for (int64_t tile = begin; tile < end; tile++)
+            kernels_.table_tile(x, static_cast<int>(tile) * kTableTokens, tile_tokens(tile), k_blocks, tile_at(tile));
     });
-    const int64_t pieces = std::max<int64_t>(1, (4 * worker.n_threads() + n_tiles - 1) / n_tiles);
+    // Each call builds its tables anew, so panels are split only when there are too few tiles for the threads.
+    const int64_t pieces = (int64_t{4} * worker.n_threads() + n_tiles - 1) / n_tiles;
     const int64_t piece_panels = std::max(std::min(kMinTablePanels, n_panels), (n_panels + pieces - 1) / pieces);
     const int64_t n_pieces = (n_panels + piece_panels - 1) / piece_panels;
-    const int64_t n_table_items = n_tiles * n_pieces;
-    const int64_t n_direct_items = n_direct > 0 ? (n_panels + direct_grain - 1) / direct_grain : 0;
-    worker.parallel_for(n_table_items + n_direct_items, 1, [&](int64_t begin, int64_t end) {
+    worker.parallel_for(n_tiles * n_pieces, 1, [&](int64_t begin, int64_t end) {
         for (int64_t item = begin; item < end; item++) {
-            if (item >= n_table_items) {
-                const int64_t from = (item - n_table_items) * direct_grain;
-                run_direct(from, std::min(from + direct_grain, n_panels));
-                continue;
-            }
             const int64_t tile = item % n_tiles, from = item / n_tiles * piece_panels;
-            const int first = static_cast<int>(tile) * kTableTokens;
             for_panels(from, std::min(from + piece_panels, n_panels), [&](const Product& product, int p0, int p1) {
-                const size_t rows = static_cast<size_t>(product.w->rows);
-                kernels_.ternary_table(*product.w, p0, p1, tiles_.as<int16_t>() + static_cast<size_t>(tile) * tile_elements, x, first,
-                                       std::min(kTableTokens, n_tabled - first), product.y, rows,
+                kernels_.ternary_table(*product.w, p0, p1, tile_at(tile), x, static_cast<int>(tile) * kTableTokens, tile_tokens(tile),
+                                       product.y, static_cast<size_t>(product.w->rows),
                                        table_scratch_.data() + static_cast<size_t>(worker.thread()) * table_scratch_bytes_);
             });
         }
@@ -306,7 +291,6 @@ void Runner::attention(Worker& worker, int layer) {
     float* sum = max + most_queries;
     int* visible = reinterpret_cast<int*>(sum + most_queries);
 
-    // Long tiles last, so that the dynamic split ends evenly: items are in order of position already.
     worker.parallel_for(static_cast<int64_t>(attention_items_.size()) * s.n_kv_heads, 1, [&](int64_t begin, int64_t end) {
         for (int64_t i = begin; i < end; i++) {
             const AttentionItem& item = attention_items_[static_cast<size_t>(i / s.n_kv_heads)];
@@ -328,6 +312,7 @@ void Runner::attention(Worker& worker, int layer) {
                 for (int32_t j = 0; j < n_queries; j++)
                     visible[j] = std::clamp(item.first_position + j / group + 1 - b * kKvBlock, 0, kKvBlock);
                 const int32_t block = blocks[static_cast<size_t>(b)];
+                if (b < last_position / kKvBlock) kv_.prefetch(layer, blocks[static_cast<size_t>(b) + 1], kv_head);
                 kernels_.attention_block(q, head_dim, n_queries, visible, kv_.k(layer, block, kv_head), kv_.v(layer, block, kv_head),
                                          s.head_dim, scale, max, sum, acc);
             }

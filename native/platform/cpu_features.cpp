@@ -92,8 +92,8 @@ int distinct_cores(const std::set<int>& processors) {
 
 constexpr int kNoLimit = 1 << 30;
 
-// Whole cores that quota / period allows, at least 1. Rounded down: the threads of a step wait for each other, so one more
-// thread than the quota feeds makes all of them pause.
+// Whole cores that quota / period allows, at least 1. Rounded down: the threads of a step wait for each other, so one
+// more thread than the quota feeds makes all of them pause.
 
 int cores_of_quota(double quota, double period) {
     if (!(quota > 0) || !(period > 0)) return kNoLimit;
@@ -117,8 +117,8 @@ int quota_v1(const std::string& folder) {
     return cores_of_quota(quota, period);
 }
 
-// The tightest limit from `path` up to the root of a mounted hierarchy. Inside a container the path may name a folder of
-// the host that is not visible here; its parents up to the mount point, the container's own group, still are.
+// The tightest limit from `path` up to the root of a mounted hierarchy. Inside a container the path may name a folder
+// of the host that is not visible here; its parents up to the mount point, the container's own group, still are.
 int tightest_quota(const std::string& mount, std::string path, int (*quota)(const std::string&)) {
     int limit = quota(mount);
     while (path.size() > 1) {
@@ -133,7 +133,8 @@ int cgroup_cores() {
     std::ifstream groups("/proc/self/cgroup");  // lines "hierarchy:controllers:path"; version 2 is "0::path"
     for (std::string line; std::getline(groups, line);) {
         const size_t first = line.find(':'), second = line.find(':', first + 1);
-        if (first == std::string::npos || second == std::string::npos || line.compare(second + 1, 1, "/") != 0) continue;
+        if (first == std::string::npos || second == std::string::npos || line.compare(second + 1, 1, "/") != 0)
+            continue;
         const std::string controllers = line.substr(first + 1, second - first - 1);
         const std::string path = line.substr(second + 1);
         if (controllers.empty())

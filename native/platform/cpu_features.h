@@ -12,9 +12,9 @@ struct CpuFeatures {
 
 CpuFeatures cpu_features();
 
-// Physical cores this process may keep busy: distinct cores among the processors it may be scheduled on, no more than its
-// cgroup's CPU quota; on Apple silicon only the performance cores (work is split evenly: a slow core would hold up the
-// rest). At least 1.
+// Physical cores this process may keep busy: distinct cores among the processors it may be scheduled on, no more than
+// its cgroup's CPU quota; on Apple silicon only the performance cores (work is split evenly: a slow core would hold up
+// the rest). At least 1.
 int physical_cores();
 
 }  // namespace bitnet

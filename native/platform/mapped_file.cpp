@@ -81,7 +81,8 @@ MappedFile::~MappedFile() {
 
 void MappedFile::forget(size_t offset, size_t bytes) const {
     // Unlocking pages that were never locked takes them out of the working set: the documented side effect wanted here.
-    if (offset < size_) VirtualUnlock(const_cast<uint8_t*>(data_) + offset, bytes < size_ - offset ? bytes : size_ - offset);
+    if (offset >= size_) return;
+    VirtualUnlock(const_cast<uint8_t*>(data_) + offset, bytes < size_ - offset ? bytes : size_ - offset);
 }
 
 void MappedFile::will_need() const {

@@ -56,8 +56,8 @@ void decode_q6_k(const uint8_t* row, size_t n, float* out) {
 }  // namespace
 
 float f16_to_f32(uint16_t h) {
-    // Both cases are computed and blended by mask: written with branches or ?: GCC 12 does not vectorise the loop over a
-    // row (0.8 against 2.9 G elements/s at -O3). Only integers decide, so NaN payloads stay as they are.
+    // Both cases are computed and blended by mask: written with branches or ?: GCC 12 does not vectorise the loop over
+    // a row (0.8 against 2.9 G elements/s at -O3). Only integers decide, so NaN payloads stay as they are.
     const int32_t magnitude = h & 0x7fff;
     const int32_t is_subnormal = -static_cast<int32_t>(magnitude < 0x0400);
     const int32_t is_infinite = -static_cast<int32_t>(magnitude > 0x7bff);
