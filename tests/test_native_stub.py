@@ -47,7 +47,8 @@ def _parameters(function: ast.FunctionDef, defaults: tuple[Any, ...] = ()) -> Pa
 def _native_parameters(function: Any) -> Parameters:
     ((signature, _, defaults),) = function.__nb_signature__
     signature = re.sub(r"\\(\d+)", r"'default \1'", signature)
-    signature = re.sub(r"ndarray\[[^\]]*\]", "ndarray", signature)  # shapes are written as (*), which is no Python
+    # Array shapes are written as (*), which is no Python.
+    signature = re.sub(r"ndarray\[[^\]]*\]", "ndarray", signature)
     node = ast.parse(signature + ": ...").body[0]
     assert isinstance(node, ast.FunctionDef)
     return _parameters(node, defaults or ())

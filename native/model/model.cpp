@@ -146,7 +146,7 @@ std::shared_ptr<Model> Model::load(std::shared_ptr<GgufFile> file, const ModelOp
     }
     finder.refuse_unused();
 
-    model->packed_ = PackedWeights::create(*file, sources, *head, options.n_threads, options.cache_path);
+    model->packed_ = PackedWeights::create(*file, sources, *head, embedding, options.n_threads, options.cache_path);
     const PackedWeights& packed = *model->packed_;
     if (!packed.warning().empty()) model->warnings_.push_back(packed.warning());
     size_t index = 0;

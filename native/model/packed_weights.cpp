@@ -183,10 +183,28 @@ bool pack_head_row(const float* row, size_t n, int8_t* values, size_t stride, fl
     return finite;
 }
 
+void check_finite(ThreadPool& pool, const GgufFile& file, const TensorInfo& tensor) {
+    const auto type = static_cast<TensorType>(tensor.type_id);
+    const size_t n = tensor.dims[0], file_row = row_bytes(type, n);
+    std::atomic<bool> finite{true};
+    pool.run([&](ThreadPool::Worker& worker) {
+        std::vector<float> row(n);
+        worker.parallel_for(static_cast<int64_t>(tensor.dims[1]), 64, [&](int64_t begin, int64_t end) {
+            for (int64_t r = begin; r < end; r++) {
+                decode_row(type, tensor.data + static_cast<size_t>(r) * file_row, n, row.data());
+                if (!std::all_of(row.begin(), row.end(), [](float value) { return std::isfinite(value); })) finite = false;
+            }
+        });
+    });
+    if (!finite) file.fail("tensor '" + std::string(tensor.name) + "' has a value that is not finite");
+    file.file().forget(static_cast<size_t>(tensor.data - file.file().data()), tensor.extent);
+}
+
 }  // namespace
 
 std::shared_ptr<PackedWeights> PackedWeights::create(const GgufFile& file, const std::vector<TernarySource>& matrices,
-                                                     const TensorInfo& head, int n_threads, const std::string& cache_path) {
+                                                     const TensorInfo& head, const TensorInfo& embedding, int n_threads,
+                                                     const std::string& cache_path) {
     auto packed = std::shared_ptr<PackedWeights>(new PackedWeights());
     Layout layout(file, matrices, head);
     if (!cache_path.empty() && packed->map_cache(layout, cache_path)) {
@@ -197,6 +215,7 @@ std::shared_ptr<PackedWeights> PackedWeights::create(const GgufFile& file, const
 
     const auto pack = [&](uint8_t* memory, AtomicFile* cache) {
         ThreadPool pool(n_threads);
+        if (&embedding != &head) check_finite(pool, file, embedding);
         SectionWriter writer(memory, cache);
         CacheHeader* header = reinterpret_cast<CacheHeader*>(writer.stage(0, sizeof(CacheHeader)));
         *header = layout.header;

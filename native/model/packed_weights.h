@@ -37,9 +37,11 @@ struct HeadRows {
 class PackedWeights {
 public:
     // Packs, or maps what an earlier load packed. `cache_path` empty: private memory. A cache that cannot be written falls
-    // back to private memory with a warning. Throws ModelFileError on a code 3, or a scale that is not finite and >= 0.
+    // back to private memory with a warning. Throws ModelFileError on a code 3, a scale that is not finite and >= 0, or a
+    // value in head or embedding (which may be the same tensor) that is not finite.
     static std::shared_ptr<PackedWeights> create(const GgufFile& file, const std::vector<TernarySource>& matrices,
-                                                 const TensorInfo& head, int n_threads, const std::string& cache_path);
+                                                 const TensorInfo& head, const TensorInfo& embedding, int n_threads,
+                                                 const std::string& cache_path);
 
     const TernaryWeights& matrix(size_t index) const { return matrices_[index]; }
     const HeadRows& head() const { return head_; }
