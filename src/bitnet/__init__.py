@@ -1,0 +1,95 @@
+"""BitNet b1.58 models in Python: load a file, ask it something. The names in __all__ are the public surface.
+
+Each name is imported when it is first used, so that `import bitnet` costs nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from bitnet.engines.generation import Generation
+    from bitnet.errors import (
+        BitNetError,
+        CancelledError,
+        ChatTemplateError,
+        ContextOverflowError,
+        EngineClosedError,
+        ModelFileError,
+        ModelNotFoundError,
+        OverloadedError,
+        ValidationError,
+    )
+    from bitnet.model import BitNet
+    from bitnet.values import (
+        Delta,
+        GenerateOptions,
+        Message,
+        ModelInfo,
+        Reply,
+        Request,
+        Sampling,
+        Timings,
+        TokenLogprob,
+        Usage,
+    )
+
+    __version__: str
+
+__all__ = [
+    "BitNet",
+    "BitNetError",
+    "CancelledError",
+    "ChatTemplateError",
+    "ContextOverflowError",
+    "Delta",
+    "EngineClosedError",
+    "GenerateOptions",
+    "Generation",
+    "Message",
+    "ModelFileError",
+    "ModelInfo",
+    "ModelNotFoundError",
+    "OverloadedError",
+    "Reply",
+    "Request",
+    "Sampling",
+    "Timings",
+    "TokenLogprob",
+    "Usage",
+    "ValidationError",
+    "__version__",
+]
+
+logging.getLogger("bitnet").addHandler(logging.NullHandler())
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'bitnet' has no attribute {name!r}")
+    if name == "__version__":
+        value: Any = _version()
+    elif name == "BitNet":
+        from bitnet.model import BitNet as value
+    elif name == "Generation":
+        from bitnet.engines.generation import Generation as value
+    else:
+        from bitnet import errors, values
+
+        value = getattr(errors if hasattr(errors, name) else values, name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+def _version() -> str:
+    from importlib import metadata
+
+    try:
+        return metadata.version("bitnet-cpp")
+    except metadata.PackageNotFoundError:
+        return "0+unknown"  # run from a source tree that was never installed

@@ -1,0 +1,1 @@
+"""The `bitnet` command: one module a subcommand, on top of what `import bitnet` offers."""

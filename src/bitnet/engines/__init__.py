@@ -1,0 +1,41 @@
+"""Who answers a Request. `Engine` is all that `bitnet.model` knows of the one behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from bitnet.engines.generation import Generation
+    from bitnet.values import Health, ModelInfo, Request
+
+
+class Engine(Protocol):
+    """Answers requests, many at a time. Every method may be called from any thread."""
+
+    @property
+    def info(self) -> ModelInfo: ...
+
+    def submit(self, request: Request) -> Generation:
+        """Start answering. Raises ValidationError, ContextOverflowError, ChatTemplateError, OverloadedError
+        and EngineClosedError; what goes wrong later is raised by the Generation."""
+
+    def tokenize(self, text: str, *, add_special: bool = True, parse_special: bool = False) -> list[int]:
+        """Token ids of `text`. add_special: with the tokens the model expects around a text.
+        parse_special: special tokens written out in the text become those tokens."""
+
+    def detokenize(self, token_ids: Sequence[int], *, skip_special: bool = True) -> str: ...
+
+    def count_tokens(self, request: Request) -> int:
+        """Tokens the prompt of `request` has for this model."""
+
+    def logits(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
+        """[len(token_ids), vocab_size]: row i are the logits of what follows token i."""
+
+    def health(self) -> Health: ...
+
+    def close(self) -> None:
+        """Stop everything and free the model; generations under way end with EngineClosedError."""

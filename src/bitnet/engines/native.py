@@ -1,0 +1,192 @@
+"""The engine in this process: a model file, its tokenizer, its chat template, and a scheduler for it.
+
+Text becomes tokens here, on the caller's thread; everything after that happens on the scheduler's.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+import weakref
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bitnet import _native
+from bitnet.engines.generation import Generation
+from bitnet.errors import ContextOverflowError, ModelFileError, ValidationError
+from bitnet.models import weight_cache
+from bitnet.runtime.scheduler import Scheduler
+from bitnet.runtime.sequence import GenerationSequence, LogitsSequence
+from bitnet.text.chat_template import ChatTemplate
+from bitnet.text.tokenizer import Tokenizer
+from bitnet.values import Health, ModelInfo, Request
+
+logger = logging.getLogger("bitnet")
+
+# Enough for most conversations, and a key/value store that small machines can hold.
+DEFAULT_N_CTX = 2048
+KV_BLOCK_SIZE = 32  # positions, as the native engine has it
+
+
+class NativeEngine:
+    """Implements bitnet.engines.Engine."""
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        n_ctx: int | None,
+        n_threads: int,
+        n_batch: int,
+        use_mmap: bool,
+        use_mlock: bool,
+        max_waiting: int,
+    ) -> None:
+        """Loads the model. The options are those of bitnet.BitNet. Raises ModelFileError and
+        ValidationError."""
+        started_at = time.perf_counter()
+        file = _native.ModelFile(str(path))
+        model = _native.Model(
+            file,
+            n_threads=n_threads,
+            use_mmap=use_mmap,
+            use_mlock=use_mlock,
+            cache_path=weight_cache.path_for(path) if use_mmap else "",
+        )
+        metadata = file.metadata
+        try:
+            self._tokenizer = Tokenizer.from_metadata(metadata)
+            self._chat_template = ChatTemplate.from_metadata(metadata, self._tokenizer)
+        except ModelFileError as error:
+            raise ModelFileError(f"{path}: {error}") from None
+        if self._tokenizer.vocab_size != model.vocab_size:
+            raise ModelFileError(
+                f"{path}: the tokenizer has {self._tokenizer.vocab_size} tokens, but the embedding has "
+                f"{model.vocab_size} rows; the file is damaged or was converted wrongly"
+            )
+        n_ctx = _context(n_ctx, model.context_length)
+        n_blocks = n_batch * -(-n_ctx // KV_BLOCK_SIZE)
+        runner = _native.Runner(model, n_blocks=n_blocks, n_threads=n_threads)
+        self._scheduler = Scheduler(runner, n_batch=n_batch, max_waiting=max_waiting)
+        repairs = [*self._tokenizer.repairs, *self._chat_template.repairs]
+        warnings = list(model.warnings)
+        if self._chat_template.source is not None and self._chat_template.problem is not None:
+            warnings.append(self._chat_template.problem)
+        self._info = ModelInfo(
+            name=str(metadata.get("general.name") or path.stem),
+            path=str(path),
+            architecture=model.architecture,
+            activation=model.activation,
+            n_parameters=model.n_parameters,
+            n_layers=model.n_layers,
+            hidden_size=model.hidden_size,
+            ffn_size=model.ffn_size,
+            n_heads=model.n_heads,
+            n_kv_heads=model.n_kv_heads,
+            head_dim=model.head_dim,
+            vocab_size=model.vocab_size,
+            tied_head=model.tied_head,
+            context_length=model.context_length,
+            n_ctx=n_ctx,
+            n_batch=n_batch,
+            n_threads=runner.n_threads,
+            kernels=runner.kernels,
+            ternary_bytes=model.ternary_bytes,
+            head_bytes=model.head_bytes,
+            kv_bytes=runner.kv_bytes,
+            has_chat_template=self._chat_template.problem is None,
+            repairs=tuple(repairs),
+            warnings=tuple(warnings),
+        )
+        for message in dict.fromkeys([*repairs, *warnings]):
+            logger.warning("%s: %s", path.name, message)
+        logger.debug(
+            "loaded %s in %.3f s: %d threads, %s kernels, packed weights %s",
+            path,
+            time.perf_counter() - started_at,
+            runner.n_threads,
+            runner.kernels,
+            "from the cache" if model.from_cache else "made now",
+        )
+        # Also when the engine is dropped without close, and before the interpreter ends.
+        self._close = weakref.finalize(self, self._scheduler.close)
+
+    @property
+    def info(self) -> ModelInfo:
+        return self._info
+
+    def submit(self, request: Request) -> Generation:
+        prompt_ids = self._prompt_ids(request)
+        if len(prompt_ids) >= self._info.n_ctx:
+            raise ContextOverflowError(len(prompt_ids), self._info.n_ctx)
+        self._check_ids("logit_bias", request.sampling.logit_bias)
+        sequence = GenerationSequence(prompt_ids, request, self._tokenizer, self._info.n_ctx)
+        self._scheduler.submit(sequence)
+        return Generation(sequence.outlet, self._scheduler.notice_cancel, owner=self)
+
+    def _prompt_ids(self, request: Request) -> Sequence[int]:
+        if request.token_ids is not None:
+            self._check_ids("prompt", request.token_ids)
+            return request.token_ids
+        if request.messages is not None:
+            messages = [message.to_dict() for message in request.messages]
+            return self._chat_template.render(messages, add_generation_prompt=True)
+        prompt_ids = self.tokenize(request.prompt or "")
+        if not prompt_ids:
+            raise ValidationError(
+                "the prompt is empty, and this model has no token to begin with; give it some text",
+                field="prompt",
+            )
+        return prompt_ids
+
+    def _check_ids(self, field: str, token_ids: Iterable[int]) -> None:
+        for token_id in token_ids:
+            if token_id >= self._info.vocab_size:
+                raise ValidationError(
+                    f"{field}: token id {token_id} is outside of the vocabulary of {self._info.vocab_size}",
+                    field=field,
+                )
+
+    def tokenize(self, text: str, *, add_special: bool = True, parse_special: bool = False) -> list[int]:
+        return self._tokenizer.encode(text, add_special=add_special, parse_special=parse_special)
+
+    def detokenize(self, token_ids: Sequence[int], *, skip_special: bool = True) -> str:
+        return self._tokenizer.decode(token_ids, skip_special=skip_special)
+
+    def count_tokens(self, request: Request) -> int:
+        return len(self._prompt_ids(request))
+
+    def logits(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
+        self._check_ids("token_ids", token_ids)
+        if len(token_ids) > self._info.n_ctx:
+            raise ContextOverflowError(len(token_ids), self._info.n_ctx)
+        sequence = LogitsSequence(token_ids, self._info.vocab_size)
+        self._scheduler.submit(sequence)
+        try:
+            return sequence.outlet.result()
+        except BaseException:
+            sequence.outlet.cancelled = True
+            self._scheduler.notice_cancel()
+            raise
+
+    def health(self) -> Health:
+        return self._scheduler.health()
+
+    def close(self) -> None:
+        self._close()
+        self._scheduler.close()  # waits, should another thread be closing
+
+
+def _context(n_ctx: int | None, limit: int) -> int:
+    """Tokens a sequence may hold. n_ctx: None = the default, 0 = the model's own limit."""
+    if n_ctx is None:
+        return min(DEFAULT_N_CTX, limit)
+    if n_ctx > limit:
+        raise ValidationError(
+            f"n_ctx={n_ctx} is more than the {limit} this model was made for; give that at most, or 0 for it",
+            field="n_ctx",
+        )
+    return n_ctx or limit

@@ -1,0 +1,1 @@
+"""Serving in this process: which sequences are computed together, and what becomes of their tokens."""

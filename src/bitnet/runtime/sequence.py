@@ -1,0 +1,210 @@
+"""A sequence of tokens on its way through the model: what it needs computed, and what becomes of the outcome.
+
+The scheduler decides when and with whom; it alone calls these methods, on its own thread.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Sequence as TokenIds
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bitnet import _native
+from bitnet.engines.generation import Outlet
+from bitnet.errors import CancelledError
+from bitnet.text.incremental import IncrementalDecoder, StopMatcher
+from bitnet.values import Delta, FinishReason, Reply, Request, Sampling, Timings, TokenLogprob, Usage
+
+if TYPE_CHECKING:
+    from bitnet.text.tokenizer import Tokenizer
+
+# Rows of logits computed at once: 32 MiB for a vocabulary of 128,256, and soon over: others get their turn.
+LOGITS_CHUNK = 64
+
+
+class Sequence(ABC):
+    """Tokens, how many of them are computed, and the KV blocks that hold those.
+
+    admitted_at: when the scheduler took it out of the queue, in seconds of time.perf_counter.
+    """
+
+    max_chunk = 2**31 - 1  # tokens to compute in one step at most
+    outlet: Outlet[Any]
+
+    def __init__(self, token_ids: TokenIds[int]) -> None:
+        self.token_ids = list(token_ids)
+        self.n_computed = 0
+        self.blocks: list[int] = []
+        self.admitted_at: float | None = None
+
+    @property
+    def n_pending(self) -> int:
+        return len(self.token_ids) - self.n_computed
+
+    @property
+    def cancelled(self) -> bool:
+        return self.outlet.cancelled
+
+    @abstractmethod
+    def outputs(self, count: int) -> range:
+        """Which of the next `count` pending tokens (0 is the first) need their output kept."""
+
+    @abstractmethod
+    def advance(self, runner: _native.Runner, row: int, count: int) -> bool:
+        """`count` tokens were computed; their outputs are in row `row` and after. True = that was all."""
+
+    @abstractmethod
+    def finish(self) -> None:
+        """After the last step, and after the blocks were returned: hand out the result."""
+
+    @abstractmethod
+    def abort(self) -> None:
+        """It was cancelled, perhaps before it began: hand out what there is."""
+
+    def fail(self, error: BaseException) -> None:
+        self.outlet.fail(error)
+
+
+class GenerationSequence(Sequence):
+    """A prompt and the answer growing behind it, which goes out as text."""
+
+    def __init__(self, prompt_ids: TokenIds[int], request: Request, tokenizer: Tokenizer, n_ctx: int) -> None:
+        """n_ctx: tokens the sequence may hold, more than the prompt has."""
+        super().__init__(prompt_ids)
+        self.outlet: Outlet[Reply] = Outlet()
+        self._request = request
+        self._tokenizer = tokenizer
+        self._n_prompt = len(prompt_ids)
+        room = n_ctx - self._n_prompt
+        self._max_tokens = room if request.max_tokens is None else min(request.max_tokens, room)
+        self._end_ids = frozenset(() if request.ignore_eos else tokenizer.end_ids)
+        self._sampler = _sampler(request.sampling, prompt_ids)
+        self._decoder = IncrementalDecoder(tokenizer, continuation=request.messages is None)
+        self._matcher = StopMatcher(request.stop)
+        self._reason: FinishReason = "length"
+        self._text: list[str] = []
+        self._logprobs: list[TokenLogprob] = []
+        self._submitted_at = time.perf_counter()
+        self._first_token_at: float | None = None
+
+    def outputs(self, count: int) -> range:
+        return range(count - 1, count) if count == self.n_pending else range(0)
+
+    def advance(self, runner: _native.Runner, row: int, count: int) -> bool:
+        self.n_computed += count
+        if self.n_pending:
+            return False
+        request = self._request
+        sampled = runner.sample(row, self._sampler, request.top_logprobs if request.logprobs else -1)
+        if self._first_token_at is None:
+            self._first_token_at = time.perf_counter()
+        if sampled.token_id in self._end_ids:
+            self._reason = "stop"
+            return True
+        self._sampler.accept(sampled.token_id)
+        self.token_ids.append(sampled.token_id)
+        logprobs = (self._logprob(sampled),) if request.logprobs else ()
+        self._logprobs.extend(logprobs)
+        text = self._matcher.feed(self._decoder.feed(sampled.token_id))
+        self._text.append(text)
+        self.outlet.push(Delta(text, (sampled.token_id,), logprobs))
+        if self._matcher.matched is not None:
+            self._reason = "stop"
+            return True
+        return self._n_generated == self._max_tokens
+
+    @property
+    def _n_generated(self) -> int:
+        return len(self.token_ids) - self._n_prompt
+
+    def _logprob(self, sampled: _native.Sampled) -> TokenLogprob:
+        token_bytes = self._tokenizer.token_bytes
+        top = tuple(TokenLogprob(token_id, token_bytes(token_id), value) for token_id, value in sampled.top)
+        return TokenLogprob(sampled.token_id, token_bytes(sampled.token_id), sampled.logprob, top)
+
+    def abort(self) -> None:
+        self._reason = "cancelled"
+        self.finish()
+
+    def finish(self) -> None:
+        if self._matcher.matched is None:
+            # What was held back because a character or a stop string might have been completed.
+            text = self._matcher.feed(self._decoder.flush())
+            if self._matcher.matched is None:
+                text += self._matcher.flush()
+            else:
+                self._reason = "stop"
+            if text:
+                self._text.append(text)
+                self.outlet.push(Delta(text))
+        self.outlet.finish(
+            Reply(
+                text="".join(self._text),
+                token_ids=tuple(self.token_ids[self._n_prompt :]),
+                finish_reason=self._reason,
+                usage=Usage(self._n_prompt, self._n_generated),
+                timings=self._timings(),
+                logprobs=tuple(self._logprobs) if self._request.logprobs else None,
+                stop_string=self._matcher.matched,
+            )
+        )
+
+    def _timings(self) -> Timings:
+        now = time.perf_counter()
+        admitted = now if self.admitted_at is None else self.admitted_at
+        first = now if self._first_token_at is None else self._first_token_at
+        prefill, decode = first - admitted, now - first
+        return Timings(
+            queue=admitted - self._submitted_at,
+            prefill=prefill,
+            decode=decode,
+            prefill_tokens_per_second=min(self.n_computed, self._n_prompt) / prefill if prefill > 0 else 0.0,
+            # The first token came out of the prefill.
+            decode_tokens_per_second=max(0, self._n_generated - 1) / decode if decode > 0 else 0.0,
+        )
+
+
+def _sampler(sampling: Sampling, prompt_ids: TokenIds[int]) -> _native.Sampler:
+    return _native.Sampler(
+        temperature=sampling.temperature,
+        top_k=sampling.top_k,
+        top_p=sampling.top_p,
+        min_p=sampling.min_p,
+        repetition_penalty=sampling.repetition_penalty,
+        presence_penalty=sampling.presence_penalty,
+        frequency_penalty=sampling.frequency_penalty,
+        seed=secrets.randbits(64) if sampling.seed is None else sampling.seed,
+        logit_bias=sampling.logit_bias,
+        prompt_ids=prompt_ids,
+    )
+
+
+class LogitsSequence(Sequence):
+    """Tokens whose logits are all wanted."""
+
+    max_chunk = LOGITS_CHUNK
+
+    def __init__(self, token_ids: TokenIds[int], vocab_size: int) -> None:
+        super().__init__(token_ids)
+        self.outlet: Outlet[NDArray[np.float32]] = Outlet()
+        self._logits = np.empty((len(token_ids), vocab_size), np.float32)
+
+    def outputs(self, count: int) -> range:
+        return range(count)
+
+    def advance(self, runner: _native.Runner, row: int, count: int) -> bool:
+        rows = runner.logits()[row : row + count]
+        self._logits[self.n_computed : self.n_computed + count] = rows
+        self.n_computed += count
+        return self.n_pending == 0
+
+    def finish(self) -> None:
+        self.outlet.finish(self._logits)
+
+    def abort(self) -> None:
+        self.outlet.fail(CancelledError("the computation of logits was cancelled"))
