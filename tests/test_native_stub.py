@@ -1,5 +1,5 @@
-"""The stub src/bitnet/_native.pyi against the compiled module: the same names, and for every function the same
-parameters, kinds and defaults. (mypy's stubtest cannot look into nanobind's function objects.)"""
+"""The stub src/bitnet/_native.pyi against the compiled module: the same names, and for every function the
+same parameters, kinds and defaults. (mypy's stubtest cannot look into nanobind's function objects.)"""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Parameters = list[tuple[str, str, object]]
 
 
 def _parameters(function: ast.FunctionDef, defaults: tuple[Any, ...] = ()) -> Parameters:
-    """(kind, name, default) of every parameter but self; nanobind writes its defaults apart, as \\0, \\1, ..."""
+    """(kind, name, default) of every parameter but self. nanobind keeps its defaults apart."""
 
     def value(node: ast.expr | None) -> object:
         if node is None:
@@ -29,10 +29,12 @@ def _parameters(function: ast.FunctionDef, defaults: tuple[Any, ...] = ()) -> Pa
         found = ast.literal_eval(node)
         if isinstance(found, str) and (match := re.fullmatch(r"default (\d+)", found)):
             found = defaults[int(match[1])]
-        return round(found, 6) if isinstance(found, float) else tuple(found) if isinstance(found, list) else found
+        if isinstance(found, float):
+            return round(found, 6)  # the module's are f32
+        return tuple(found) if isinstance(found, list) else found
 
     arguments = function.args
-    positional = [a.arg for a in arguments.args][1 if arguments.args and arguments.args[0].arg == "self" else 0 :]
+    positional = [a.arg for a in arguments.args if a.arg != "self"]
     missing: list[ast.expr | None] = [None] * (len(positional) - len(arguments.defaults))
     parameters: Parameters = [
         ("positional", name, value(default))

@@ -1,7 +1,9 @@
-"""The native engine (C++): files, tensors, the forward pass, sampling. It releases the GIL while it computes.
+"""The native engine (C++): files, tensors, the forward pass, sampling. It releases the GIL while it
+computes.
 
-Native errors arrive as `bitnet.errors` exceptions: ModelFileError, ValidationError (a request that cannot be computed as
-asked) and CancelledError. Everything here is internal: users hold `bitnet.BitNet`.
+Native errors arrive as `bitnet.errors` exceptions: ModelFileError, ValidationError (a request that
+cannot be computed as asked) and CancelledError. Everything here is internal: users hold
+`bitnet.BitNet`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -36,12 +38,14 @@ class ModelFile:
         """Bytes of the file."""
     @property
     def metadata(self) -> dict[str, Any]:
-        """Every key; strings (invalid UTF-8 as surrogate escapes), numbers, bools and lists. Built anew at each call."""
+        """Every key; strings (invalid UTF-8 as surrogate escapes), numbers, bools and lists. Built anew at
+        each call."""
     @property
     def tensors(self) -> list[TensorInfo]: ...
 
 class Model:
-    """Weights, packed for the kernels. Raises ModelFileError if the file is not a model this engine computes."""
+    """Weights, packed for the kernels. Raises ModelFileError if the file is not a model this engine
+    computes."""
 
     def __init__(
         self,
@@ -52,8 +56,8 @@ class Model:
         use_mlock: bool = False,
         cache_path: str = "",
     ) -> None:
-        """`cache_path`: where the packed weights are kept and mapped from (use_mmap); empty = private memory.
-        `n_threads` only speeds up packing; 0 = physical cores."""
+        """`cache_path`: where the packed weights are kept and mapped from (use_mmap); empty = private
+        memory. `n_threads` only speeds up packing; 0 = physical cores."""
     @property
     def architecture(self) -> str: ...
     @property
@@ -90,11 +94,12 @@ class Model:
         """Whether the packed weights came from an existing cache file."""
     @property
     def warnings(self) -> list[str]:
-        """Human sentences: all-zero tensors, a cache that could not be written, memory that could not be locked."""
+        """Human sentences: all-zero tensors, a cache that could not be written, memory that could not be
+        locked."""
 
 class Runner:
-    """One compute context of one model: threads, scratch memory, and the paged KV store. Not for concurrent use, except
-    `cancel`, which any thread may call at any time."""
+    """One compute context of one model: threads, scratch memory, and the paged KV store. Not for
+    concurrent use, except `cancel`, which any thread may call at any time."""
 
     def __init__(
         self,
@@ -105,7 +110,8 @@ class Runner:
         n_threads: int = 0,
         kernels: str = "",
     ) -> None:
-        """`n_blocks` KV blocks of `block_size` positions (f16). `kernels`: force an instruction set ("scalar", "avx2")."""
+        """`n_blocks` KV blocks of `block_size` positions (f16). `kernels`: force an instruction set
+        ("scalar", "avx2")."""
     @property
     def block_size(self) -> int:
         """Positions in one KV block (32)."""
@@ -129,20 +135,21 @@ class Runner:
     ) -> None:
         """Compute one step for several sequences at once.
 
-        token_ids [n]: the new tokens of all sequences, one after another; sequence s contributes lengths[s] of them, at
-        positions starts[s].. of that sequence, whose KV blocks are block_tables[s] (block of position p: p // block_size).
-        outputs: indices into token_ids (ascending) whose hidden state is kept for sampling and logits.
-        n is at most max_batch_tokens. Releases the GIL. Raises CancelledError if `cancel` was called meanwhile.
+        token_ids [n]: the new tokens of all sequences, one after another; sequence s contributes
+        lengths[s] of them, at positions starts[s].. of that sequence, whose KV blocks are
+        block_tables[s] (block of position p: p // block_size). outputs: indices into token_ids
+        (ascending) whose hidden state is kept for sampling and logits. n is at most max_batch_tokens.
+        Releases the GIL. Raises CancelledError if `cancel` was called meanwhile.
         """
     def logits(self) -> NDArray[np.float32]:
         """[n_outputs, vocab] of the last forward, computed exactly with the file's own head."""
     def hidden(self) -> NDArray[np.float32]:
         """[n_outputs, hidden_size] of the last forward, after the final norm."""
     def sample(self, output: int, sampler: Sampler, logprobs: int = -1) -> Sampled:
-        """The next token for output row `output` (an index into `outputs` of the last forward). Does not call
-        sampler.accept. logprobs: -1 none, else how many of the likeliest alternatives to report with the chosen one (0..20).
-        The log-probabilities are those of the model's own distribution (temperature 1, before penalties and filters),
-        computed with the exact head."""
+        """The next token for output row `output` (an index into `outputs` of the last forward). Does not
+        call sampler.accept. logprobs: -1 none, else how many of the likeliest alternatives to report
+        with the chosen one (0..20). The log-probabilities are those of the model's own distribution
+        (temperature 1, before penalties and filters), computed with the exact head."""
     def copy_block(self, source: int, target: int) -> None:
         """Copy one KV block (all layers)."""
     def cancel(self) -> None:
@@ -159,8 +166,8 @@ class Sampled:
         """(token_id, logprob), likeliest first."""
 
 class Sampler:
-    """Sampling state of one sequence. Order: logit bias, penalties, temperature, top_k, top_p, min_p (temperature 0 = greedy:
-    the arg max after bias and penalties). The same seed gives the same tokens."""
+    """Sampling state of one sequence. Order: logit bias, penalties, temperature, top_k, top_p, min_p
+    (temperature 0 = greedy: the arg max after bias and penalties). The same seed gives the same tokens."""
 
     def __init__(
         self,
@@ -176,12 +183,13 @@ class Sampler:
         logit_bias: Mapping[int, float] | None = None,
         prompt_ids: Sequence[int] = (),
     ) -> None:
-        """repetition_penalty counts prompt_ids and accepted tokens; presence and frequency only accepted tokens.
-        top_k 0 = all; top_p 1 = all; min_p 0 = off. seed: u64."""
+        """repetition_penalty counts prompt_ids and accepted tokens; presence and frequency only accepted
+        tokens. top_k 0 = all; top_p 1 = all; min_p 0 = off. seed: u64."""
     def accept(self, token_id: int) -> None:
         """Record a generated token (penalties)."""
     def set_mask(self, mask: NDArray[np.int32] | None) -> None:
-        """Allowed tokens of the next sample: bit t % 32 of word t // 32 (llguidance's bitmask); None = all."""
+        """Allowed tokens of the next sample: bit t % 32 of word t // 32 (llguidance's bitmask); None =
+        all."""
 
 def cpu_kernels() -> list[str]:
     """Kernel sets this processor can run, best first."""

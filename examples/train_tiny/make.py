@@ -1,0 +1,89 @@
+"""Make the bundled model from nothing: tokenizer, training, GGUF file, evaluation.
+
+python examples/train_tiny/make.py            # everything
+python examples/train_tiny/make.py --help     # what can be changed
+"""
+
+from __future__ import annotations
+
+import argparse
+from itertools import islice
+from pathlib import Path
+
+import torch
+
+from tiny_bitnet.corpus import Source, samples
+from tiny_bitnet.evaluate import evaluate
+from tiny_bitnet.export import export
+from tiny_bitnet.model import ModelConfig
+from tiny_bitnet.tokenizer import ROLES, load_tokenizer, train_tokenizer
+from tiny_bitnet.train import TrainOptions, train
+
+STAGES = ("tokenizer", "train", "export", "evaluate")
+
+
+def arguments() -> argparse.Namespace:
+    defaults = TrainOptions()
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--folder", type=Path, default=Path("tiny_run"), help="checkpoints and results")
+    parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES, help="do only these")
+    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
+    parser.add_argument("--output", type=Path, help="the GGUF file (default: bitnet-tiny.gguf in the folder)")
+    parser.add_argument("--steps", type=int, default=defaults.steps)
+    parser.add_argument("--tokens-per-step", type=int, default=defaults.tokens_per_step)
+    parser.add_argument("--learning-rate", type=float, default=defaults.learning_rate)
+    parser.add_argument("--layers", type=int, default=ModelConfig.num_hidden_layers)
+    parser.add_argument("--ffn", type=int, default=ModelConfig.intermediate_size)
+    parser.add_argument("--vocab", type=int, default=ModelConfig.vocab_size)
+    parser.add_argument("--seed", type=int, default=defaults.seed)
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads (default: PyTorch's choice)")
+    parser.add_argument("--device", default=defaults.device, help="auto, cpu, cuda")
+    parser.add_argument("--matmul", default=defaults.matmul, choices=("auto", "float32", "bfloat16"))
+    return parser.parse_args()
+
+
+def make_tokenizer(path: Path, vocab_size: int, seed: int) -> None:
+    conversations = islice(samples(Source("train", f"tokenizer-{seed}")), 20_000)
+    texts = (f"{ROLES[role]}: {text}" for sample in conversations for role, text in sample.messages)
+    tokenizer = train_tokenizer(texts, vocab_size)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(str(path))
+
+
+def main() -> None:
+    options = arguments()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    tokenizer_path = options.folder / "tokenizer.json"
+    if "tokenizer" in options.stages and not (options.resume and tokenizer_path.exists()):
+        make_tokenizer(tokenizer_path, options.vocab, options.seed)
+    tokenizer = load_tokenizer(tokenizer_path)
+    if "train" in options.stages:
+        config = ModelConfig(
+            vocab_size=tokenizer.get_vocab_size(),
+            num_hidden_layers=options.layers,
+            intermediate_size=options.ffn,
+        )
+        train_options = TrainOptions(
+            steps=options.steps,
+            tokens_per_step=options.tokens_per_step,
+            learning_rate=options.learning_rate,
+            seed=options.seed,
+            device=options.device,
+            matmul=options.matmul,
+        )
+        train(tokenizer, config, train_options, options.folder, options.resume)
+    output = options.output or options.folder / "bitnet-tiny.gguf"
+    if "export" in options.stages:
+        export(options.folder / "checkpoint.pt", tokenizer, output)
+        print(f"{output}: {output.stat().st_size / 1e6:.2f} MB")
+    if "evaluate" in options.stages:
+        report = evaluate(output)
+        (options.folder / "evaluation.md").write_text(report, encoding="utf-8")
+        print(report)
+
+
+if __name__ == "__main__":
+    main()

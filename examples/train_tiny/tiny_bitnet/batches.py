@@ -1,0 +1,70 @@
+"""Endless training batches: conversations of similar length together, tokenised as they are needed."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from .corpus import EARLY, MIX, Source, draw
+from .tokenizer import BEGIN, END, SPECIAL_TOKENS, Encoded, encode
+
+_CHUNK = 1000  # conversations that are sorted by length together
+
+
+@dataclass(frozen=True)
+class Batch:
+    ids: Tensor  # [rows, length]
+    positions: Tensor  # flat positions whose next token is a target
+    targets: Tensor
+    weights: Tensor
+    tokens: int  # without padding
+
+
+def repeated_tokens(rng: random.Random, vocab_size: int, low: int = 4, high: int = 24) -> Encoded:
+    """Random tokens, twice: the purest exercise in copying."""
+    half = [rng.randrange(len(SPECIAL_TOKENS), vocab_size) for _ in range(rng.randint(low, high))]
+    # The first token of the second half cannot be known.
+    weights = [0.0] * (len(half) + 2) + [len(half) ** -0.5] * (len(half) - 1)
+    return Encoded([BEGIN, *half, *half], weights)
+
+
+def collate(rows: list[Encoded]) -> Batch:
+    length = max(len(row.ids) for row in rows)
+    ids = torch.full((len(rows), length), END)
+    weights = torch.zeros(len(rows), length)
+    for i, row in enumerate(rows):
+        ids[i, : len(row.ids)] = torch.tensor(row.ids)
+        weights[i, : len(row.ids)] = torch.tensor(row.weights)
+    targets, target_weights = ids[:, 1:], weights[:, 1:]
+    flat = torch.arange(len(rows))[:, None] * length + torch.arange(length - 1)
+    wanted = target_weights > 0
+    tokens = sum(len(row.ids) for row in rows)
+    return Batch(ids, flat[wanted], targets[wanted], target_weights[wanted], tokens)
+
+
+def chunk_batches(
+    tokenizer: Tokenizer, seed: int, chunk: int, early: bool, tokens_per_step: int, max_length: int
+) -> Iterator[Batch]:
+    """The batches of one chunk. It depends on the seed and its number alone, so that a run can resume."""
+    source = Source("train", f"{seed}-{chunk}")
+    mix, repeats = (EARLY, 0.3) if early else (MIX, 0.045)
+    vocab_size = tokenizer.get_vocab_size()
+    rows: list[Encoded] = []
+    for _ in range(_CHUNK):
+        if source.chance(repeats):
+            rows.append(repeated_tokens(source.random, vocab_size))
+        else:
+            rows.append(encode(tokenizer, draw(source, mix).messages))
+    rows = sorted((row for row in rows if len(row.ids) <= max_length), key=lambda row: len(row.ids))
+    groups: list[list[Encoded]] = [[]]
+    for row in rows:
+        if groups[-1] and len(row.ids) * (len(groups[-1]) + 1) > tokens_per_step:
+            groups.append([])
+        groups[-1].append(row)
+    source.random.shuffle(groups)
+    return map(collate, groups)

@@ -1,0 +1,151 @@
+"""The seeded random source of the corpus, and what every skill draws from it: names, words, numbers, phrases.
+
+A held-out split is built in: what `Source.allows` refuses in training is all that the test split is made of.
+"""
+
+from __future__ import annotations
+
+import random
+import zlib
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, TypeVar
+
+from . import words
+
+T = TypeVar("T")
+Message = tuple[str, str]  # (role, text)
+
+
+class Sample(NamedTuple):
+    """One conversation; the model is trained on the assistant's messages."""
+
+    messages: list[Message]
+    skill: str
+
+
+def held_out(key: str) -> bool:
+    """One key in eight never occurs in training, the same ones on every machine."""
+    return zlib.crc32(f"held-out|{key}".encode()) % 8 == 0
+
+
+class Source:
+    """Random choices of one split: "train" never sees a held-out entity, "test" sees no other."""
+
+    def __init__(self, split: str, seed: int | str) -> None:
+        if split not in ("train", "test"):
+            raise ValueError(f"unknown split {split!r}")
+        self.split = split
+        self.random = random.Random(f"{split}-{seed}")
+
+    # choices
+
+    def allows(self, key: str) -> bool:
+        return held_out(key) == (self.split == "test")
+
+    def choice(self, options: Sequence[T]) -> T:
+        return self.random.choice(options)
+
+    def chance(self, probability: float) -> bool:
+        return self.random.random() < probability
+
+    def integer(self, low: int, high: int) -> int:
+        return self.random.randint(low, high)
+
+    def sample(self, options: Sequence[T], count: int) -> list[T]:
+        return self.random.sample(options, count)
+
+    def weighted(self, options: Sequence[T], weights: Sequence[float]) -> T:
+        return self.random.choices(options, weights)[0]
+
+    def until_allowed(self, make: Callable[[], str]) -> str:
+        while True:
+            text = make()
+            if self.allows(text):
+                return text
+
+    def pick(self, options: Sequence[str]) -> str:
+        """A choice restricted to this split."""
+        return self.until_allowed(lambda: self.choice(options))
+
+    # entities
+
+    def word(self, low: int = 1, high: int = 3) -> str:
+        """An invented word of so many syllables."""
+
+        def make() -> str:
+            return "".join(
+                self.choice(words.ONSETS)
+                + self.choice(words.VOWELS)
+                + (self.choice(words.CODAS) if self.chance(0.4) else "")
+                for _ in range(self.integer(low, high))
+            )
+
+        return self.until_allowed(make)
+
+    def invented_name(self, low: int = 2, high: int = 3) -> str:
+        return self.word(low, high).capitalize()
+
+    def first_name(self) -> str:
+        return self.pick(words.FIRST_NAMES) if self.chance(0.45) else self.invented_name(1, 3)
+
+    def full_name(self) -> str:
+        return f"{self.first_name()} {self.invented_name(1, 3)}" if self.chance(0.5) else self.first_name()
+
+    def city(self) -> str:
+        draw = self.random.random()
+        if draw < 0.4:
+            city = self.pick(words.CITIES)
+        elif draw < 0.8:
+            city = self.invented_name()
+        else:
+            city = f"{self.choice(words.CITY_PREFIXES)} {self.invented_name(1, 3)}"
+        if self.chance(0.08):
+            city += f", {self.choice('ABCDEFGHIKLMNOPRSTUVWX')}{self.choice('ACDEHIKLMNORSTVXYZ')}"
+        return city
+
+    def number(self, high: int | None = None) -> int:
+        high = high or self.choice([9, 20, 99, 99, 999, 2000, 9999])
+        if high <= 20:
+            return self.integer(0, high)
+        return int(self.until_allowed(lambda: str(self.integer(0, high))))
+
+    def foreign(self, low: int = 2, high: int = 6) -> str:
+        """A run of letters of one non-Latin script (or emoji)."""
+
+        def make() -> str:
+            first, last = self.choice(words.SCRIPTS)
+            return "".join(chr(self.integer(first, last)) for _ in range(self.integer(low, high)))
+
+        return self.until_allowed(make)
+
+    def pick_noun(self) -> str:
+        return self.pick(words.NOUNS)
+
+    def phrase(self, low: int = 1, high: int = 4) -> str:
+        known = words.NOUNS + words.ADJECTIVES
+        return " ".join(
+            self.pick(known) if self.chance(0.7) else self.word() for _ in range(self.integer(low, high))
+        )
+
+    def identifier(self) -> str:
+        return self.until_allowed(
+            lambda: "".join(self.choice(words.IDENTIFIER_LETTERS) for _ in range(self.integer(2, 9)))
+        )
+
+    def any_text(self) -> str:
+        """Any short string worth copying."""
+        makers: list[tuple[Callable[[], str], float]] = [
+            (lambda: self.word(1, 4), 30),
+            (self.first_name, 15),
+            (self.foreign, 12),
+            (lambda: str(self.number()), 12),
+            (self.phrase, 16),
+            (self.identifier, 15),
+        ]
+        return self.weighted([m for m, _ in makers], [w for _, w in makers])()
+
+    # conversation pieces
+
+    def system(self, probability: float = 0.3) -> list[Message]:
+        """Sometimes a plain system prompt, which changes nothing in the answer."""
+        return [("system", self.choice(words.SYSTEM_PROMPTS))] if self.chance(probability) else []

@@ -1,0 +1,157 @@
+"""The BitNet b1.58 network that is trained: the 2B-4T architecture at a size a CPU can train.
+
+Ternary weights and int8 activations are simulated from the first step (straight-through estimator);
+parameter names are those of the Hugging Face BitNet checkpoints.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .bitlinear import norm_bit_linear, rms_norm
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Sizes of the network. `hidden_size` and `intermediate_size` are multiples of 128 (I2_S blocks)."""
+
+    vocab_size: int = 1024
+    hidden_size: int = 256
+    intermediate_size: int = 512
+    num_hidden_layers: int = 4
+    num_attention_heads: int = 4
+    num_key_value_heads: int = 2
+    head_dim: int = 64
+    rope_theta: float = 100_000.0
+    rms_norm_eps: float = 1e-5
+    max_position_embeddings: int = 1024
+
+    @property
+    def queries_per_kv(self) -> int:
+        return self.num_attention_heads // self.num_key_value_heads
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """NEOX rotary embedding of x [batch, heads, length, head_dim]."""
+    first, second = x.chunk(2, -1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), -1)
+
+
+class Norm(nn.Module):
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+
+
+class Attention(nn.Module):
+    def __init__(self, c: ModelConfig) -> None:
+        super().__init__()
+        query_size, kv_size = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
+        self.q_proj = nn.Linear(c.hidden_size, query_size, bias=False)
+        self.k_proj = nn.Linear(c.hidden_size, kv_size, bias=False)
+        self.v_proj = nn.Linear(c.hidden_size, kv_size, bias=False)
+        self.o_proj = nn.Linear(query_size, c.hidden_size, bias=False)
+        self.attn_sub_norm = Norm(query_size)
+
+
+class Mlp(nn.Module):
+    def __init__(self, c: ModelConfig) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(c.hidden_size, c.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(c.hidden_size, c.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(c.intermediate_size, c.hidden_size, bias=False)
+        self.ffn_sub_norm = Norm(c.intermediate_size)
+
+
+class Layer(nn.Module):
+    def __init__(self, c: ModelConfig) -> None:
+        super().__init__()
+        self.self_attn = Attention(c)
+        self.mlp = Mlp(c)
+        self.input_layernorm = Norm(c.hidden_size)
+        self.post_attention_layernorm = Norm(c.hidden_size)
+
+
+class Decoder(nn.Module):
+    def __init__(self, c: ModelConfig) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(c.vocab_size, c.hidden_size)
+        self.layers = nn.ModuleList(Layer(c) for _ in range(c.num_hidden_layers))
+        self.norm = Norm(c.hidden_size)
+
+
+class TinyBitNet(nn.Module):
+    """Quantisation-aware BitNet b1.58. `matmul_dtype` holds the small integers of the products exactly."""
+
+    cos: Tensor
+    sin: Tensor
+
+    def __init__(self, config: ModelConfig, matmul_dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        self.config = config
+        self.matmul_dtype = matmul_dtype
+        self.model = Decoder(config)
+        half = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
+        positions = torch.arange(config.max_position_embeddings, dtype=torch.float32)
+        angles = positions[:, None] * config.rope_theta ** (-half)
+        self.register_buffer("cos", angles.cos(), persistent=False)
+        self.register_buffer("sin", angles.sin(), persistent=False)
+        self._initialise()
+
+    @property
+    def blocks(self) -> list[Layer]:
+        return cast("list[Layer]", list(self.model.layers))
+
+    def _initialise(self) -> None:
+        for name, parameter in self.named_parameters():
+            if parameter.dim() == 2:
+                std = 1 / math.sqrt(parameter.shape[1])
+                if "o_proj" in name or "down_proj" in name:
+                    std /= math.sqrt(self.config.num_hidden_layers)
+                nn.init.normal_(parameter, std=std)
+        # The embedding is also the output matrix: unit-size rows, and a final norm that keeps logits small.
+        nn.init.normal_(self.model.embed_tokens.weight, std=0.25)
+        nn.init.constant_(self.model.norm.weight, 0.25)
+
+    def _attend(self, attention: Attention, x: Tensor, norm: Tensor, batch: int, length: int) -> Tensor:
+        c, cos, sin = self.config, self.cos[:length], self.sin[:length]
+        layers = (attention.q_proj, attention.k_proj, attention.v_proj)
+        joined = norm_bit_linear(
+            x, norm, [layer.weight for layer in layers], c.rms_norm_eps, self.matmul_dtype
+        ).view(batch, length, -1, c.head_dim)
+        heads = [c.num_attention_heads, c.num_key_value_heads, c.num_key_value_heads]
+        q, k, v = torch.split(joined.transpose(1, 2), heads, 1)
+        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        k, v = (t.repeat_interleave(c.queries_per_kv, 1) for t in (k, v))
+        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        return mixed.transpose(1, 2).reshape(batch * length, c.num_attention_heads * c.head_dim)
+
+    def forward(self, ids: Tensor, positions: Tensor | None = None) -> Tensor:
+        """Turn ids [batch, length] into logits [n, vocab] of the flat `positions`, or of every position."""
+        eps, dtype = self.config.rms_norm_eps, self.matmul_dtype
+        batch, length = ids.shape
+        x = self.model.embed_tokens(ids.reshape(-1))
+        for layer in self.blocks:
+            attention, mlp = layer.self_attn, layer.mlp
+            mixed = self._attend(attention, x, layer.input_layernorm.weight, batch, length)
+            x = x + norm_bit_linear(
+                mixed, attention.attn_sub_norm.weight, [attention.o_proj.weight], eps, dtype
+            )
+            both = [mlp.gate_proj.weight, mlp.up_proj.weight]
+            gate, up = norm_bit_linear(x, layer.post_attention_layernorm.weight, both, eps, dtype).chunk(
+                2, -1
+            )
+            gated = F.relu(gate).square() * up
+            x = x + norm_bit_linear(gated, mlp.ffn_sub_norm.weight, [mlp.down_proj.weight], eps, dtype)
+        if positions is not None:
+            x = x[positions]
+        return F.linear(rms_norm(x, self.model.norm.weight, eps), self.model.embed_tokens.weight)
