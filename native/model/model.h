@@ -41,6 +41,7 @@ public:
     // Throws ModelFileError for anything this engine does not compute exactly as trained.
     static std::shared_ptr<Model> load(std::shared_ptr<GgufFile> file, const ModelOptions& options);
 
+    const std::string& path() const { return file_->path(); }
     const Architecture& architecture() const { return *architecture_; }
     const ModelSizes& sizes() const { return sizes_; }
     const std::vector<LayerWeights>& layers() const { return layers_; }

@@ -166,8 +166,10 @@ bool pack_head_row(const float* row, size_t n, int8_t* values, size_t stride, fl
         absmax = std::max(absmax, std::fabs(row[i]));
         finite &= std::isfinite(row[i]);
     }
-    const float inverse = absmax > 0 ? 127.0f / absmax : 0.0f;
-    *scale = absmax / 127.0f;
+    // A row too small for 127 / absmax to be a float counts as zero; the error norm covers it.
+    const bool is_zero = absmax < 1e-30f;
+    const float inverse = is_zero ? 0.0f : 127.0f / absmax;
+    *scale = is_zero ? 0.0f : absmax / 127.0f;
     double error = 0, norm = 0;
     for (size_t i = 0; i < n; i++) {
         constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding and subtracting it rounds to the nearest integer

@@ -149,7 +149,7 @@ void Runner::forward(const std::vector<int32_t>& tokens, const std::vector<Seque
         cancel_ = false;
         throw CancelledError();
     }
-    if (not_finite_) throw ModelFileError("the model's weights produce values that are not finite: the file is damaged");
+    if (not_finite_) throw ModelFileError(model_->path() + ": the weights produce values that are not finite: the file is damaged");
     n_outputs_ = static_cast<int>(outputs.size());
 }
 

@@ -66,7 +66,9 @@ std::vector<Sampler::Candidate> Sampler::best_candidates(const LogitRow& row) {
     };
 
     // The best `count` by approximate logit (a heap whose root is the worst kept), and the best lower bound.
-    const size_t count = std::max(kMinCandidates, static_cast<size_t>(options_.temperature > 0 ? options_.top_k : 0));
+    // With top_k some more than that, since the int8 scores may swap neighbours at its edge.
+    const int32_t top_k = options_.temperature > 0 ? options_.top_k : 0;
+    const size_t count = std::max(kMinCandidates, static_cast<size_t>(int64_t{top_k} + top_k / 4 + 16));
     const auto worst_last = [](const Candidate& a, const Candidate& b) { return likelier(a.logit, a.token, b.logit, b.token); };
     std::vector<Candidate> best;
     float lower = kForbidden;
