@@ -171,7 +171,7 @@ int main(int argc, char** argv) {
     const int rounds = argc > 1 ? std::atoi(argv[1]) : 15;
     const Kernels* kernels = select_kernels(argc > 2 ? argv[2] : "");
     if (rounds < 1 || kernels == nullptr) {
-        std::fprintf(stderr, "usage: bench_kernels [rounds] [scalar | avx2]\n");
+        std::fprintf(stderr, "usage: bench_kernels [rounds] [kernel table]\n");
         return 2;
     }
     PageBuffer weights(kWeightBytes);
@@ -188,7 +188,7 @@ int main(int argc, char** argv) {
         const size_t n_tensors = kWeightBytes / tensor_bytes;
         std::vector<Config> configs;
         for (const bool from_memory : {true, false})
-            for (const int n : {1, 2, 4, 8, 12, 16}) configs.push_back({false, from_memory, n});
+            for (const int n : {1, 2, 4, 8, 12, 16, 32, 128}) configs.push_back({false, from_memory, n});
         for (const int n : {12, 16, 24, 32, 128}) configs.push_back({true, true, n});
 
         size_t tensor = 0;

@@ -1,7 +1,7 @@
 // Times the kernels on float rows, KV blocks and the output head at the sizes of BitNet b1.58 2B-4T, each line with its
 // check against the scalar specification. Medians over repetitions, one thread, in processor time: other processes
 // count only by the memory bandwidth and the cache they take.
-//   bench_vector [repetitions]
+//   bench_vector [repetitions] [kernel table]
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -14,17 +14,12 @@
 
 #include "cpu/vector.h"
 
-#if defined(__x86_64__) || defined(_M_X64)
-namespace tested = bitnet::avx2;
-#else
-namespace tested = bitnet::scalar;
-#endif
-
 using namespace bitnet;
 
 namespace {
 
 int repetitions = 15;
+Kernels tested = {};
 
 std::vector<float> normal(size_t n, float sigma = 1) {
     static std::mt19937 engine(1);
@@ -68,22 +63,22 @@ void bench_rows(int n) {
         std::snprintf(name, sizeof(name), "%s %d", what, n);
         report(name, ns, n / ns, "values/ns", same(y, expected));
     };
-    binary("rms_norm", [](auto a, auto b, int k, auto c) { tested::rms_norm(a, b, k, 1e-5f, c); },
+    binary("rms_norm", [](auto a, auto b, int k, auto c) { tested.rms_norm(a, b, k, 1e-5f, c); },
            [](auto a, auto b, int k, auto c) { scalar::rms_norm(a, b, k, 1e-5f, c); });
-    binary("relu2_mul", tested::relu2_mul, scalar::relu2_mul);
-    binary("silu_mul", tested::silu_mul, scalar::silu_mul);
+    binary("relu2_mul", tested.relu2_mul, scalar::relu2_mul);
+    binary("silu_mul", tested.silu_mul, scalar::silu_mul);
 
     std::vector<int8_t> values(stride), expected_values(stride);
     float scale, expected_scale;
     int32_t sum, expected_sum;
-    const double ns = median_ns(5000, [&] { tested::quantize_row(x.data(), n, stride, values.data(), &scale, &sum); });
+    const double ns = median_ns(5000, [&] { tested.quantize_row(x.data(), n, stride, values.data(), &scale, &sum); });
     scalar::quantize_row(x.data(), n, stride, expected_values.data(), &expected_scale, &expected_sum);
     std::snprintf(name, sizeof(name), "quantize_row %d", n);
     const bool ok = same(values, expected_values) && sum == expected_sum && scale == expected_scale;
     report(name, ns, n / ns, "values/ns", ok);
 
     volatile float sink = 0;
-    const double dot_ns = median_ns(5000, [&] { sink = tested::dot_f32(w.data(), x.data(), n); });
+    const double dot_ns = median_ns(5000, [&] { sink = tested.dot_f32(w.data(), x.data(), n); });
     std::snprintf(name, sizeof(name), "dot_f32 %d", n);
     report(name, dot_ns, n / dot_ns, "values/ns", sink == scalar::dot_f32(w.data(), x.data(), n));
 }
@@ -95,10 +90,10 @@ void bench_rope() {
         const float angle = 0.1f * static_cast<float>(i);
         c[i] = std::cos(angle), s[i] = std::sin(angle);
     }
-    tested::rope_neox(x.data(), 20, 128, 128, c.data(), s.data());
+    tested.rope_neox(x.data(), 20, 128, 128, c.data(), s.data());
     scalar::rope_neox(expected.data(), 20, 128, 128, c.data(), s.data());
     const bool ok = same(x, expected);
-    const double ns = median_ns(5000, [&] { tested::rope_neox(x.data(), 20, 128, 128, c.data(), s.data()); });
+    const double ns = median_ns(5000, [&] { tested.rope_neox(x.data(), 20, 128, 128, c.data(), s.data()); });
     report("rope_neox 20 heads x 128", ns, 20 * 128 / ns, "values/ns", ok);
 }
 
@@ -107,7 +102,7 @@ void bench_kv_write() {
     const std::vector<float> k = normal(128), v = normal(128);
     std::vector<uint16_t> k_block(kBlock), v_block(kBlock), k_expected(kBlock), v_expected(kBlock);
     const double ns =
-        median_ns(20000, [&] { tested::kv_write(k.data(), v.data(), 128, 5, k_block.data(), v_block.data()); });
+        median_ns(20000, [&] { tested.kv_write(k.data(), v.data(), 128, 5, k_block.data(), v_block.data()); });
     scalar::kv_write(k.data(), v.data(), 128, 5, k_expected.data(), v_expected.data());
     report("kv_write 128", ns, 2 * 128 / ns, "values/ns", same(k_block, k_expected) && same(v_block, v_expected));
 }
@@ -125,7 +120,7 @@ void bench_attention(int n_queries, int n_blocks) {
         for (int slot = 0; slot < kKvBlock; ++slot) {
             const size_t at = (b * 37 + static_cast<size_t>(slot) * 101) % 4096;
             uint16_t* block = &kv[2 * kBlock * b];
-            tested::kv_write(&pool[at], &pool[at + 2048], kHeadDim, slot, block, block + kBlock);
+            tested.kv_write(&pool[at], &pool[at + 2048], kHeadDim, slot, block, block + kBlock);
         }
     const std::vector<int> visible(queries, kKvBlock);
     std::vector<float> max(queries), sum(queries), acc(queries * kHeadDim);
@@ -138,7 +133,7 @@ void bench_attention(int n_queries, int n_blocks) {
               &kv[2 * kBlock * b + kBlock], kHeadDim, 0.088f, max.data(), sum.data(), acc.data());
     };
     const int calls = std::max(1, 40000 / (n_queries * n_blocks));
-    const double ns = median_ns(calls, [&] { all_blocks(tested::attention_block); }) / n_blocks;
+    const double ns = median_ns(calls, [&] { all_blocks(tested.attention_block); }) / n_blocks;
     const std::vector<float> result = acc;
     all_blocks(scalar::attention_block);
     char name[64];
@@ -181,7 +176,7 @@ void bench_head() {
     for (int n_tokens : {1, 2, 4, 8, 16}) {
         const double read = read_ns(rows);
         const double ns = median_ns(1, [&] {
-            tested::head_rows(rows.data(), kCols, row_scales.data(), 0, kRows, x, n_tokens, scores.data(), kRows);
+            tested.head_rows(rows.data(), kCols, row_scales.data(), 0, kRows, x, n_tokens, scores.data(), kRows);
         });
         bool ok = true;  // the scalar head is slow: its first rows only
         std::vector<float> expected(static_cast<size_t>(kRows) * static_cast<size_t>(n_tokens));
@@ -199,6 +194,13 @@ void bench_head() {
 
 int main(int argc, char** argv) {
     if (argc > 1) repetitions = std::max(1, std::atoi(argv[1]));
+    const Kernels* kernels = select_kernels(argc > 2 ? argv[2] : "");
+    if (kernels == nullptr) {
+        std::fprintf(stderr, "usage: bench_vector [repetitions] [kernel table]\n");
+        return 2;
+    }
+    tested = *kernels;
+    std::printf("kernels: %s\n", tested.name);
     for (int n : {2560, 6912}) bench_rows(n);
     bench_rope();
     bench_kv_write();

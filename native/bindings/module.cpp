@@ -263,8 +263,7 @@ NB_MODULE(_native, m) {
 
     m.def("cpu_kernels", [] {
         std::vector<std::string> names;
-        for (const char* name : {"avx2", "scalar"})
-            if (select_kernels(name)) names.emplace_back(name);
+        for (const Kernels* const* table = supported_kernels(); *table; ++table) names.emplace_back((*table)->name);
         return names;
     });
     m.def("physical_cores", physical_cores);

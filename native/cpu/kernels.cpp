@@ -1,6 +1,8 @@
 // The dispatch tables, put together from the kernels of each instruction set, and the choice between them.
 #include "cpu/kernels.h"
 
+#include <array>
+#include <climits>
 #include <string_view>
 
 #include "cpu/ternary.h"
@@ -11,6 +13,7 @@ namespace bitnet {
 
 const Kernels kScalarKernels = {
     .name = "scalar",
+    .table_min_tokens = kTableMinTokens,
     .ternary_direct = scalar::ternary_direct,
     .table_tile = scalar::table_tile,
     .table_scratch_bytes = scalar::table_scratch_bytes,
@@ -32,6 +35,7 @@ const Kernels kScalarKernels = {
 #if defined(__x86_64__) || defined(_M_X64)
 const Kernels kAvx2Kernels = {
     .name = "avx2",
+    .table_min_tokens = kTableMinTokens,
     .ternary_direct = avx2::ternary_direct,
     .table_tile = avx2::table_tile,
     .table_scratch_bytes = avx2::table_scratch_bytes,
@@ -49,17 +53,51 @@ const Kernels kAvx2Kernels = {
     .dot_f16 = avx2::dot_f16,
     .dot_bf16 = avx2::dot_bf16,
 };
+
+// AVX2 code where registers of twice the size gain nothing worth mentioning in a whole model.
+const Kernels kAvx512VnniKernels = {
+    .name = "avx512vnni",
+    .table_min_tokens = INT_MAX,
+    .ternary_direct = avx512::ternary_direct,
+    .table_tile = avx2::table_tile,
+    .table_scratch_bytes = avx2::table_scratch_bytes,
+    .ternary_table = avx2::ternary_table,
+    .quantize_row = avx2::quantize_row,
+    .rms_norm = avx2::rms_norm,
+    .add = avx2::add,
+    .relu2_mul = avx2::relu2_mul,
+    .silu_mul = avx2::silu_mul,
+    .rope_neox = avx2::rope_neox,
+    .kv_write = avx2::kv_write,
+    .attention_block = avx512::attention_block,
+    .head_rows = avx512::head_rows,
+    .dot_f32 = avx2::dot_f32,
+    .dot_f16 = avx2::dot_f16,
+    .dot_bf16 = avx2::dot_bf16,
+};
 #endif
+
+const Kernels* const* supported_kernels() {
+    static const std::array<const Kernels*, 4> tables = [] {
+        std::array<const Kernels*, 4> supported = {};
+        size_t n = 0;
+#if defined(__x86_64__) || defined(_M_X64)
+        const CpuFeatures cpu = cpu_features();
+        const bool avx2 = cpu.avx2 && cpu.fma && cpu.f16c;
+        if (avx2 && cpu.avx512_vnni) supported[n++] = &kAvx512VnniKernels;
+        if (avx2) supported[n++] = &kAvx2Kernels;
+#endif
+        supported[n] = &kScalarKernels;
+        return supported;
+    }();
+    return tables.data();
+}
 
 const Kernels* select_kernels(const char* name) {
     const std::string_view wanted = name == nullptr ? "" : name;
-#if defined(__x86_64__) || defined(_M_X64)
-    if (wanted.empty() || wanted == kAvx2Kernels.name) {
-        const CpuFeatures cpu = cpu_features();
-        if (cpu.avx2 && cpu.fma && cpu.f16c) return &kAvx2Kernels;
-    }
-#endif
-    return wanted.empty() || wanted == kScalarKernels.name ? &kScalarKernels : nullptr;
+    for (const Kernels* const* table = supported_kernels(); *table; ++table)
+        if (wanted.empty() || wanted == (*table)->name) return *table;
+    return nullptr;
 }
 
 }  // namespace bitnet

@@ -30,11 +30,13 @@ constexpr int kKvBlock = 32;
 
 struct Kernels {
     const char* name;
+    // From this many tokens on, ternary_table is faster than ternary_direct; INT_MAX: it never is.
+    int table_min_tokens;
 
     // ---- ternary matrix products: y[t][m] = float(sum_k x[t][k] * w[m][k]) * (w.scale * x.scales[t]) -------------------
     // The sum is the exact int32 for every x in [-128, 127] and every K up to 131072.
 
-    // Few tokens (about 1..12): multiply-add. Rows of panels [panel_begin, panel_end) (only rows < w.rows are written),
+    // Multiply-add, for few tokens at least. Rows of panels [panel_begin, panel_end) (only rows < w.rows are written),
     // tokens [0, n_tokens). y is f32 [n_tokens][y_stride].
     void (*ternary_direct)(const TernaryWeights& w, int panel_begin, int panel_end, const QuantizedRows& x, int n_tokens,
                            float* y, size_t y_stride);
@@ -87,10 +89,15 @@ struct Kernels {
 
 extern const Kernels kScalarKernels;
 #if defined(__x86_64__) || defined(_M_X64)
+extern const Kernels kAvx512VnniKernels;
 extern const Kernels kAvx2Kernels;
 #endif
 
-// The best table this processor runs. `name` forces one ("scalar", "avx2"; empty = best): nullptr if unknown or not supported here.
+// The tables this processor runs, best first, and then a null pointer. The last table is the scalar one.
+const Kernels* const* supported_kernels();
+
+// The best table this processor runs. `name` forces one ("avx512vnni", "avx2", "scalar"; empty = best): nullptr if
+// unknown or not supported here.
 const Kernels* select_kernels(const char* name = "");
 
 }  // namespace bitnet

@@ -9,8 +9,8 @@
 
 namespace bitnet {
 
-// From this many tokens on, the table kernel is faster than the direct one. The table kernel costs the same for 1 to 16
-// tokens: as much as the direct one for 10 to 13, depending on the shape (AVX2 on Zen 5, BitNet 2B-4T; Zen 3 about 12).
+// From this many tokens on, the AVX2 table kernel is faster than the direct one. It costs the same for 1 to 16 tokens:
+// as much as the direct one for 10 to 13, depending on the shape (BitNet 2B-4T on Zen 5; Zen 3 about 12).
 constexpr int kTableMinTokens = 12;
 
 namespace scalar {
@@ -35,6 +35,13 @@ void ternary_table(const TernaryWeights& w, int panel_begin, int panel_end, cons
                    int first, int n, float* y, size_t y_stride, void* scratch);
 
 }  // namespace avx2
+
+namespace avx512 {
+
+void ternary_direct(const TernaryWeights& w, int panel_begin, int panel_end, const QuantizedRows& x, int n_tokens,
+                    float* y, size_t y_stride);
+
+}  // namespace avx512
 #endif
 
 }  // namespace bitnet

@@ -66,6 +66,15 @@ float dot_f16(const uint16_t* w, const float* x, int n);
 float dot_bf16(const uint16_t* w, const float* x, int n);
 
 }  // namespace avx2
+
+namespace avx512 {
+
+void attention_block(const float* q, size_t q_stride, int n_queries, const int* visible, const uint16_t* k_block,
+                     const uint16_t* v_block, int head_dim, float scale, float* max, float* sum, float* acc);
+void head_rows(const int8_t* rows, size_t row_stride, const float* row_scales, int row_begin, int row_end,
+               const QuantizedRows& x, int n_tokens, float* scores, size_t scores_stride);
+
+}  // namespace avx512
 #endif
 
 }  // namespace bitnet

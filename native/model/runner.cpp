@@ -5,7 +5,6 @@
 #include <cstring>
 #include <limits>
 
-#include "cpu/ternary.h"
 #include "platform/errors.h"
 #include "quant/dense.h"
 
@@ -242,7 +241,7 @@ void Runner::multiply(Worker& worker, int32_t width, std::initializer_list<Produ
             first += product.w->n_panels;
         }
     };
-    if (n_tokens_ < kTableMinTokens) {
+    if (n_tokens_ < kernels_.table_min_tokens) {
         // About eight pieces a thread: balanced on a busy machine, yet long linear streams.
         worker.parallel_for(n_panels, std::max<int64_t>(2, n_panels / (int64_t{8} * worker.n_threads())), [&](int64_t begin, int64_t end) {
             for_panels(begin, end, [&](const Product& product, int from, int to) {

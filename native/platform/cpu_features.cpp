@@ -156,11 +156,15 @@ CpuFeatures cpu_features() {
     if (max_leaf < 7) return features;
     const CpuidRegisters basic = cpuid(1), extended = cpuid(7);
     const bool os_xsave = basic.ecx >> 27 & 1;
-    constexpr uint64_t kXmmAndYmm = 0x6;
-    if (!os_xsave || (saved_register_sets() & kXmmAndYmm) != kXmmAndYmm) return features;
+    constexpr uint64_t kXmmAndYmm = 0x6, kMasksAndZmm = 0xe0;
+    const uint64_t saved = os_xsave ? saved_register_sets() : 0;
+    if ((saved & kXmmAndYmm) != kXmmAndYmm) return features;
     features.fma = basic.ecx >> 12 & 1;
     features.f16c = basic.ecx >> 29 & 1;
     features.avx2 = extended.ebx >> 5 & 1;
+    constexpr uint32_t kAvx512 = 1u << 16 | 1u << 17 | 1u << 30 | 1u << 31;  // F, DQ, BW, VL
+    features.avx512_vnni =
+        (saved & kMasksAndZmm) == kMasksAndZmm && (extended.ebx & kAvx512) == kAvx512 && (extended.ecx >> 11 & 1);
 #endif
     return features;
 }

@@ -8,6 +8,7 @@ struct CpuFeatures {
     bool avx2 = false;
     bool fma = false;
     bool f16c = false;
+    bool avx512_vnni = false;  // AVX-512 F, BW, DQ, VL and VNNI
 };
 
 CpuFeatures cpu_features();

@@ -15,8 +15,8 @@ using namespace bitnet;
 namespace {
 
 // Logits of 45 tokens (one table-lookup tile, a multiply-add rest, two KV blocks), then the greedy token.
-std::vector<float> run(const std::shared_ptr<Model>& model, const char* kernels, int n_threads, int32_t* greedy) {
-    Runner runner(model, 4, 64, n_threads, *select_kernels(kernels));
+std::vector<float> run(const std::shared_ptr<Model>& model, const Kernels& kernels, int n_threads, int32_t* greedy) {
+    Runner runner(model, 4, 64, n_threads, kernels);
     std::vector<int32_t> tokens(45), outputs(45);
     for (int32_t i = 0; i < 45; i++) {
         tokens[static_cast<size_t>(i)] = i * 7 % model->sizes().vocab_size;
@@ -45,9 +45,10 @@ int main(int argc, char** argv) {
         try {
             const std::shared_ptr<Model> model = Model::load(GgufFile::open(argv[i]), ModelOptions{});
             int32_t greedy = -1, other = -2;
-            const std::vector<float> logits = run(model, "scalar", 1, &greedy);
+            const std::vector<float> logits = run(model, kScalarKernels, 1, &greedy);
             bool equal = true;
-            if (select_kernels("avx2")) equal = run(model, "avx2", 2, &other) == logits && other == greedy;
+            for (const Kernels* const* table = supported_kernels(); *table; ++table)
+                equal = equal && run(model, **table, 2, &other) == logits && other == greedy;
             std::printf("%s: %s\n", argv[i], equal ? "ok" : "UNEXPECTED: the kernel sets disagree");
             if (!equal) status = 1;
         } catch (const ModelFileError& e) {

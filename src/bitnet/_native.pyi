@@ -110,8 +110,8 @@ class Runner:
         n_threads: int = 0,
         kernels: str = "",
     ) -> None:
-        """`n_blocks` KV blocks of `block_size` positions (f16). `kernels`: force an instruction set
-        ("scalar", "avx2")."""
+        """`n_blocks` KV blocks of `block_size` positions (f16). `kernels`: force an instruction set,
+        one of `cpu_kernels()`."""
     @property
     def block_size(self) -> int:
         """Positions in one KV block (32)."""

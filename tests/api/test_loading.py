@@ -20,6 +20,7 @@ from bitnet import (
     ModelFileError,
     ModelNotFoundError,
     ValidationError,
+    _native,
 )
 
 
@@ -45,7 +46,7 @@ def test_info(model: BitNet) -> None:
     assert info.has_chat_template
     assert info.n_ctx == min(2048, info.context_length)
     assert info.vocab_size == model.logits([1]).shape[1]
-    assert info.kernels in ("avx2", "scalar")
+    assert info.kernels == _native.cpu_kernels()[0]
     assert info.n_threads >= 1
     assert info.memory_bytes == info.ternary_bytes + info.head_bytes + info.kv_bytes
     # Two bits a weight, and f16 keys and values.

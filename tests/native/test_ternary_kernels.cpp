@@ -147,8 +147,7 @@ Output run_table(const Kernels& k, const Matrix& m, const Activations& a, int fi
 
 std::vector<const Kernels*> simd_kernels() {
     std::vector<const Kernels*> all;
-    for (const char* name : {"avx2"})
-        if (const Kernels* k = select_kernels(name)) all.push_back(k);
+    for (const Kernels* const* table = supported_kernels(); *table != &kScalarKernels; ++table) all.push_back(*table);
     return all;
 }
 
@@ -194,7 +193,7 @@ TEST(ternary_simd_equals_scalar_for_every_token_count) {
             const Matrix m = make_matrix(shape.rows, shape.cols, Codes::kRandom, random);
             const Activations a = make_activations(73, shape.cols, Values::kRandom, random);
             const int n_panels = m.view.n_panels;
-            for (int n = 1; n <= 40; ++n)
+            for (int n = 1; n <= 73; n = n < 44 ? n + 1 : n + 29)
                 CHECK(run_direct(*simd, m, a, n, 0, n_panels)
                           .same_bits(run_direct(kScalarKernels, m, a, n, 0, n_panels)));
             for (int n = 1; n <= kTableTokens; ++n)
@@ -291,12 +290,15 @@ TEST(kernels_are_selected_by_name) {
     CHECK(select_kernels("scalar") == &kScalarKernels);
     CHECK(select_kernels("neon512") == nullptr);
     CHECK(select_kernels() != nullptr);
-    const Kernels* avx2 = select_kernels("avx2");
     const CpuFeatures cpu = cpu_features();
-    CHECK((avx2 != nullptr) == (cpu.avx2 && cpu.fma && cpu.f16c));
-    if (avx2) {
-        CHECK(std::string_view(avx2->name) == "avx2");
-        CHECK(select_kernels("") == avx2);
-    }
+    const bool avx2 = cpu.avx2 && cpu.fma && cpu.f16c;
+    CHECK((select_kernels("avx2") != nullptr) == avx2);
+    CHECK((select_kernels("avx512vnni") != nullptr) == (avx2 && cpu.avx512_vnni));
+    CHECK(select_kernels("") == *supported_kernels());
+    CHECK(std::string_view(select_kernels()->name) ==
+          (avx2 && cpu.avx512_vnni ? "avx512vnni" : avx2 ? "avx2" : "scalar"));
+    const Kernels* const* table = supported_kernels();
+    for (; *table; ++table) CHECK(select_kernels((*table)->name) == *table);
+    CHECK(table[-1] == &kScalarKernels);
     CHECK(physical_cores() >= 1);
 }

@@ -1,5 +1,6 @@
-// Kernels on float rows, KV blocks and the output head: the scalar ones against definitions in double precision,
-// the AVX2 ones bit by bit against the scalar ones, and attention independent of what is computed beside a query.
+// Kernels on float rows, KV blocks and the output head: the scalar ones against definitions in double precision, those
+// of the instruction sets of this machine bit by bit against the scalar ones, and attention independent of what is
+// computed beside a query.
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
@@ -21,25 +22,11 @@ const float kNan = std::numeric_limits<float>::quiet_NaN();
 constexpr float kDenormal = 1e-42f;
 constexpr float kHuge = 3e38f;
 
-// The vector kernels of one instruction set, in the shape of the dispatch table: this also checks every signature.
-#define VECTOR_KERNELS(isa)                                                                                    \
-    [] {                                                                                                       \
-        Kernels k{};                                                                                           \
-        k.name = #isa;                                                                                         \
-        k.quantize_row = isa::quantize_row, k.rms_norm = isa::rms_norm, k.add = isa::add;                      \
-        k.relu2_mul = isa::relu2_mul, k.silu_mul = isa::silu_mul, k.rope_neox = isa::rope_neox;                \
-        k.kv_write = isa::kv_write, k.attention_block = isa::attention_block, k.head_rows = isa::head_rows;    \
-        k.dot_f32 = isa::dot_f32, k.dot_f16 = isa::dot_f16, k.dot_bf16 = isa::dot_bf16;                        \
-        return k;                                                                                              \
-    }()
-
 // Every instruction set of this machine, the scalar one first.
 const std::vector<Kernels>& all_kernels() {
     static const std::vector<Kernels> kernels = [] {
-        std::vector<Kernels> all = {VECTOR_KERNELS(scalar)};
-#if defined(__x86_64__)
-        if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) all.push_back(VECTOR_KERNELS(avx2));
-#endif
+        std::vector<Kernels> all;
+        for (const Kernels* const* table = supported_kernels(); *table; ++table) all.insert(all.begin(), **table);
         return all;
     }();
     return kernels;
