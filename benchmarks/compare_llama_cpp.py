@@ -26,10 +26,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from synthetic_2b import HIDDEN, LAYERS, VOCAB, write_synthetic
 
 from bitnet import _native
 from bitnet.models.gguf_writer import TensorType
+from synthetic_2b import HIDDEN, LAYERS, VOCAB, write_synthetic
 
 PAUSE = 0.2  # seconds between measurements, so that the other engine's threads have gone to sleep
 BUFFER = 256 << 20  # bytes each thread reads for the bandwidth, far more than any cache

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from reference.model_factory import ModelSpec, make_model
 
 from bitnet import BitNet
+from reference.model_factory import ModelSpec, make_model
 
 
 @pytest.fixture(scope="session")

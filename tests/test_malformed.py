@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from malformed_gguf import malformed_variants
-from reference.model_factory import ModelSpec, make_model
 
 from bitnet import BitNet, _native
 from bitnet.errors import ModelFileError
 from bitnet.models.gguf_writer import TensorType
+from malformed_gguf import malformed_variants
+from reference.model_factory import ModelSpec, make_model
 
 SPECS = {
     # Small: the list of damages grows with the number of records.

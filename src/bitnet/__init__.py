@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from bitnet.engines.generation import Generation
+    from bitnet.engines.registry import unload_all
     from bitnet.errors import (
         BitNetError,
         CancelledError,
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from bitnet.model import BitNet
     from bitnet.values import (
         Delta,
+        EmbeddingRequest,
         GenerateOptions,
         Message,
         ModelInfo,
@@ -44,6 +46,7 @@ __all__ = [
     "ChatTemplateError",
     "ContextOverflowError",
     "Delta",
+    "EmbeddingRequest",
     "EngineClosedError",
     "GenerateOptions",
     "Generation",
@@ -60,6 +63,7 @@ __all__ = [
     "Usage",
     "ValidationError",
     "__version__",
+    "unload_all",
 ]
 
 logging.getLogger("bitnet").addHandler(logging.NullHandler())
@@ -74,6 +78,8 @@ def __getattr__(name: str) -> Any:
         from bitnet.model import BitNet as value
     elif name == "Generation":
         from bitnet.engines.generation import Generation as value
+    elif name == "unload_all":
+        from bitnet.engines.registry import unload_all as value
     else:
         from bitnet import errors, values
 

@@ -39,6 +39,12 @@ class ValidationError(BitNetError, ValueError):
         self.field = field
 
 
+class ConstraintError(BitNetError):
+    """A response format or grammar cannot be enforced: unsupported, impossible or too complex."""
+
+    status = 400
+
+
 class ContextOverflowError(ValidationError):
     """The prompt does not fit into the context, with at least one token left for the answer."""
 

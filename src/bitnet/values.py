@@ -5,6 +5,7 @@ Immutable, and checked when they are built: whoever holds a Request may trust it
 
 from __future__ import annotations
 
+import json
 import math
 import numbers
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,6 +15,8 @@ from typing import Any, Literal, TypedDict
 from bitnet.errors import ValidationError
 
 FinishReason = Literal["stop", "length", "cancelled"]
+EmbeddingKind = Literal["query", "document"]
+Pooling = Literal["mean", "last"]
 
 ROLES = ("system", "user", "assistant", "tool")
 MAX_STOP_STRINGS = 64
@@ -228,6 +231,9 @@ class Request:
     ignore_eos: go on after the model's end tokens.
     logprobs: report the log-probability of each token.
     top_logprobs: and of that many of the likeliest tokens in its place, 0 to 20.
+    response_format: what the answer must look like, enforced token by token: {"type": "json_schema",
+    "schema": {...}}, "json_object", {"type": "regex", "pattern": ...}, {"type": "choice", "choices": [...]}
+    or {"type": "grammar", "grammar": LARK}; None or {"type": "text"} = free text.
     Raises ValidationError naming the field.
     """
 
@@ -240,6 +246,7 @@ class Request:
     ignore_eos: bool = False
     logprobs: bool = False
     top_logprobs: int = 0
+    response_format: Mapping[str, Any] | None = field(default=None, hash=False)
 
     def __post_init__(self) -> None:
         put = object.__setattr__
@@ -263,6 +270,11 @@ class Request:
         put(self, "top_logprobs", as_integer("top_logprobs", self.top_logprobs, 0, MAX_TOP_LOGPROBS))
         if self.top_logprobs and not self.logprobs:
             raise ValidationError("top_logprobs needs logprobs=True", field="top_logprobs")
+        if self.response_format is not None and self.ignore_eos:
+            raise ValidationError(
+                "response_format says where the answer ends, and cannot be combined with ignore_eos",
+                field="response_format",
+            )
 
     @classmethod
     def build(
@@ -321,6 +333,52 @@ def _stop_strings(value: Any) -> tuple[str, ...]:
     return tuple(value)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EmbeddingRequest:
+    """Texts to turn into vectors, each for itself.
+
+    texts: a list of texts, none empty; a single string is one text.
+    kind: what a text is in a search; matters for models that expect different words before each.
+    pooling: "mean" of all tokens' hidden states, or the "last" token's; None = as the model declares, which
+    for a plain language model is the mean.
+    normalize: scale each vector to the length 1.
+    Raises ValidationError naming the field.
+    """
+
+    texts: tuple[str, ...]
+    kind: EmbeddingKind = "document"
+    pooling: Pooling | None = None
+    normalize: bool = True
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "texts", _texts(self.texts))
+        if self.kind not in ("query", "document"):
+            raise ValidationError(f'kind must be "query" or "document", not {self.kind!r}', field="kind")
+        if self.pooling not in ("mean", "last", None):
+            raise ValidationError(
+                f'pooling must be "mean", "last" or None, not {self.pooling!r}', field="pooling"
+            )
+        as_flag("normalize", self.normalize)
+
+
+def _texts(value: Any) -> tuple[str, ...]:
+    if isinstance(value, str):
+        value = (value,)
+    if isinstance(value, (bytes, Mapping)) or not isinstance(value, Iterable):
+        raise ValidationError(f"texts must be a list of strings, not {type(value).__name__}", field="texts")
+    texts = tuple(value)
+    for index, text in enumerate(texts):
+        try:
+            as_text(f"texts[{index}]", text)
+        except ValidationError as error:
+            raise ValidationError(str(error), field="texts") from None
+        if not text:
+            raise ValidationError(
+                f"texts[{index}] is empty: an empty text has no embedding; leave it out", field="texts"
+            )
+    return texts
+
+
 class GenerateOptions(TypedDict, total=False):
     """The keyword arguments of `BitNet.generate` and its siblings: the fields of Request and of Sampling.
 
@@ -332,6 +390,7 @@ class GenerateOptions(TypedDict, total=False):
     ignore_eos: bool
     logprobs: bool
     top_logprobs: int
+    response_format: Mapping[str, Any] | None
     sampling: Sampling
     temperature: float
     top_k: int
@@ -446,6 +505,19 @@ class Reply:
     def __str__(self) -> str:
         return self.text
 
+    @property
+    def parsed(self) -> Any:
+        """The answer as JSON, for a response_format that asks for it. Raises ValidationError if the answer
+        was cut or is not JSON."""
+        if self.finish_reason != "stop":
+            raise ValidationError(
+                f"the answer is not whole (finish_reason {self.finish_reason!r}); allow more max_tokens"
+            )
+        try:
+            return json.loads(self.text)
+        except ValueError as error:
+            raise ValidationError(f"the answer is not JSON: {error}") from None
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values only, ready for JSON."""
         return {
@@ -462,7 +534,7 @@ class Reply:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Health:
     """How an engine is doing. running, waiting: requests. free_blocks of n_blocks: key/value storage not in
-    use.
+    use; cached_blocks: those of them that still hold what earlier requests computed.
     n_steps, n_tokens: forward passes, and tokens computed in them, since the model was loaded.
     """
 
@@ -470,6 +542,7 @@ class Health:
     running: int
     waiting: int
     free_blocks: int
+    cached_blocks: int = 0
     n_blocks: int
     n_steps: int
     n_tokens: int
@@ -480,6 +553,7 @@ class ModelInfo:
     """What is loaded, and how. Sizes named *_bytes are bytes of memory.
 
     context_length: tokens the model was made for; n_ctx: tokens a sequence may hold here.
+    pooling: how `embed` makes one vector of a text if it is not told; None = in a way unknown here.
     repairs: what was wrong in the file and is handled; warnings: what else its user should know.
     """
 
@@ -505,6 +579,7 @@ class ModelInfo:
     head_bytes: int
     kv_bytes: int
     has_chat_template: bool
+    pooling: Pooling | None
     repairs: tuple[str, ...]
     warnings: tuple[str, ...]
 

@@ -31,14 +31,15 @@ def test_reply_fields_agree(model: BitNet) -> None:
     assert model.detokenize(reply.token_ids) == reply.text
     assert reply.usage.completion_tokens == len(reply.token_ids)
     assert reply.usage.prompt_tokens > 5
-    assert reply.usage.cached_tokens == 0
+    assert 0 <= reply.usage.cached_tokens < reply.usage.prompt_tokens
     assert reply.logprobs is None
     timings = reply.timings
     assert timings.queue >= 0
     assert timings.prefill > 0
     assert timings.decode > 0
     assert timings.time_to_first_token == timings.queue + timings.prefill
-    assert timings.prefill_tokens_per_second == pytest.approx(reply.usage.prompt_tokens / timings.prefill)
+    n_computed = reply.usage.prompt_tokens - reply.usage.cached_tokens
+    assert timings.prefill_tokens_per_second == pytest.approx(n_computed / timings.prefill)
     assert timings.decode_tokens_per_second == pytest.approx((len(reply.token_ids) - 1) / timings.decode)
 
 
@@ -149,7 +150,7 @@ def test_streamed_text_has_no_half_characters(model: BitNet) -> None:
 
 def test_the_same_seed_gives_the_same_tokens(model: BitNet) -> None:
     def tokens(seed: int | None) -> tuple[int, ...]:
-        return model.generate("Once", max_tokens=24, temperature=1.5, top_p=1, top_k=0, seed=seed).token_ids
+        return model.generate("Once", max_tokens=24, temperature=5, top_p=1, top_k=0, seed=seed).token_ids
 
     assert tokens(7) == tokens(7)
     assert tokens(-1) == tokens(2**64 - 1)

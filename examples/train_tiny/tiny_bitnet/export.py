@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from bitnet.models.gguf_writer import GgufWriter, TensorType
-from bitnet.models.ternary import absmean, pack_i2s
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
+
+from bitnet.models.gguf_writer import GgufWriter, TensorType
+from bitnet.models.ternary import absmean, pack_i2s
 
 from .model import ModelConfig
 from .tokenizer import BEGIN, END, END_OF_TURN, SPECIAL_TOKENS

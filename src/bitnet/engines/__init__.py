@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from bitnet.engines.generation import Generation
-    from bitnet.values import Health, ModelInfo, Request
+    from bitnet.values import EmbeddingRequest, Health, ModelInfo, Request
 
 
 class Engine(Protocol):
@@ -34,6 +34,13 @@ class Engine(Protocol):
 
     def logits(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
         """[len(token_ids), vocab_size]: row i are the logits of what follows token i."""
+
+    def embed(self, request: EmbeddingRequest) -> NDArray[np.float32]:
+        """[len(request.texts), dim]. Raises ValidationError, ContextOverflowError before anything is
+        computed, and EngineClosedError, OverloadedError."""
+
+    async def aembed(self, request: EmbeddingRequest) -> NDArray[np.float32]:
+        """`embed`, without blocking the event loop. Cancelling the task stops the computation."""
 
     def health(self) -> Health: ...
 

@@ -8,19 +8,25 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
+from bitnet.errors import EngineClosedError
 from bitnet.values import Delta, Reply
 
 Result = TypeVar("Result")
 
 
 class Outlet(Generic[Result]):
-    """Deltas and one final result or error, handed from an engine's thread to whoever asks."""
+    """Deltas and one final result or error, handed from an engine's thread to whoever asks.
+
+    What comes after the end is dropped: the consumer may have given up before the engine knew.
+    """
 
     def __init__(self) -> None:
         # Set by `cancel` of the consumer, without a lock: a garbage collection may do it at any point of
@@ -32,6 +38,7 @@ class Outlet(Generic[Result]):
         self._result: Result | None = None
         self._error: BaseException | None = None
         self._wakers: list[Callable[[], None]] = []
+        _outlets.add(self)
 
     @property
     def done(self) -> bool:
@@ -39,18 +46,28 @@ class Outlet(Generic[Result]):
 
     def push(self, delta: Delta) -> None:
         with self._condition:
-            self._deltas.append(delta)
-            self._wake()
+            if not self._done:
+                self._deltas.append(delta)
+                self._wake()
 
     def finish(self, result: Result) -> None:
-        with self._condition:
-            self._done, self._result = True, result
-            self._wake()
+        self._end(result, None)
 
     def fail(self, error: BaseException) -> None:
+        self._end(None, error)
+
+    def _end(self, result: Result | None, error: BaseException | None) -> None:
         with self._condition:
-            self._done, self._error = True, error
-            self._wake()
+            if not self._done:
+                self._result, self._error = result, error
+                self._done = True  # the last, because it is read without the lock
+                self._wake()
+
+    def leave_behind(self) -> None:
+        """In a child process, right after the fork: the engine's thread is in the parent."""
+        self._condition = threading.Condition()  # somebody who does not exist here may hold the other one
+        self._wakers.clear()
+        self.fail(EngineClosedError("this computation went on in the parent process; ask again in this one"))
 
     def _wake(self) -> None:
         self._condition.notify_all()
@@ -136,7 +153,7 @@ class Generation(Iterator[Delta], AsyncIterator[Delta]):
         owner: kept alive while the generation is."""
         self._outlet = outlet
         self._on_cancel = on_cancel
-        self._owner = owner
+        self.owner = owner
 
     def __next__(self) -> Delta:
         try:
@@ -199,3 +216,23 @@ class Generation(Iterator[Delta], AsyncIterator[Delta]):
 
     def __del__(self) -> None:
         self.cancel()
+
+
+def abandon(generation: Generation, error: BaseException) -> None:
+    """End a generation with `error`, if it has not ended yet, and stop its computation."""
+    if not generation.done:
+        generation._outlet.fail(error)
+        generation._outlet.cancelled = True
+        generation._on_cancel()
+
+
+_outlets: weakref.WeakSet[Outlet[Any]] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for outlet in list(_outlets):
+        outlet.leave_behind()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

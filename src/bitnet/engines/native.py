@@ -1,28 +1,34 @@
 """The engine in this process: a model file, its tokenizer, its chat template, and a scheduler for it.
 
-Text becomes tokens here, on the caller's thread; everything after that happens on the scheduler's.
+Text becomes tokens here, on the caller's thread; everything after that happens on the scheduler's. In a
+forked process the weights are used on, with a scheduler and compute threads of its own.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import os
+import threading
 import time
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bitnet import _native
 from bitnet.engines.generation import Generation
-from bitnet.errors import ContextOverflowError, ModelFileError, ValidationError
+from bitnet.errors import ContextOverflowError, EngineClosedError, ModelFileError, ValidationError
 from bitnet.models import weight_cache
+from bitnet.runtime.embedding import POOLING_TYPES, PREFIXES, EmbeddingSequence, EmbeddingWindow
 from bitnet.runtime.scheduler import Scheduler
 from bitnet.runtime.sequence import GenerationSequence, LogitsSequence
 from bitnet.text.chat_template import ChatTemplate
 from bitnet.text.tokenizer import Tokenizer
-from bitnet.values import Health, ModelInfo, Request
+from bitnet.values import EmbeddingRequest, Health, ModelInfo, Pooling, Request
 
 logger = logging.getLogger("bitnet")
 
@@ -68,9 +74,13 @@ class NativeEngine:
                 f"{model.vocab_size} rows; the file is damaged or was converted wrongly"
             )
         n_ctx = _context(n_ctx, model.context_length)
-        n_blocks = n_batch * -(-n_ctx // KV_BLOCK_SIZE)
-        runner = _native.Runner(model, n_blocks=n_blocks, n_threads=n_threads)
-        self._scheduler = Scheduler(runner, n_batch=n_batch, max_waiting=max_waiting)
+        self._n_blocks = n_batch * -(-n_ctx // KV_BLOCK_SIZE)
+        self._n_threads = n_threads
+        self._n_batch = n_batch
+        self._max_waiting = max_waiting
+        self._lock = threading.RLock()  # guards _model and _current; a garbage collection may close us
+        self._model: _native.Model | None = model
+        runner = self._start(model)
         repairs = [*self._tokenizer.repairs, *self._chat_template.repairs]
         warnings = list(model.warnings)
         if self._chat_template.source is not None and self._chat_template.problem is not None:
@@ -98,6 +108,7 @@ class NativeEngine:
             head_bytes=model.head_bytes,
             kv_bytes=runner.kv_bytes,
             has_chat_template=self._chat_template.problem is None,
+            pooling=_pooling(metadata, model.architecture),
             repairs=tuple(repairs),
             warnings=tuple(warnings),
         )
@@ -111,8 +122,35 @@ class NativeEngine:
             runner.kernels,
             "from the cache" if model.from_cache else "made now",
         )
+        _engines.add(self)
+
+    def _start(self, model: _native.Model) -> _native.Runner:
+        runner = _native.Runner(model, n_blocks=self._n_blocks, n_threads=self._n_threads)
+        scheduler = Scheduler(runner, n_batch=self._n_batch, max_waiting=self._max_waiting)
         # Also when the engine is dropped without close, and before the interpreter ends.
-        self._close = weakref.finalize(self, self._scheduler.close)
+        self._close = weakref.finalize(self, scheduler.close)
+        self._current: Scheduler | None = scheduler
+        return runner
+
+    @property
+    def _scheduler(self) -> Scheduler:
+        """The scheduler of this process. Raises EngineClosedError if the model was closed before a fork."""
+        with self._lock:
+            if self._current is None:
+                if self._model is None:
+                    raise EngineClosedError("the model is closed; load it again")
+                self._start(self._model)
+            assert self._current is not None
+            return self._current
+
+    def leave_behind(self) -> None:
+        """In a child process, right after the fork: the threads of scheduler and runner are in the parent."""
+        _keep_for_ever(self._current)
+        if not self._close.alive:
+            self._model = None
+        self._close.detach()
+        self._current = None
+        self._lock = threading.RLock()  # somebody who does not exist here may hold the other one
 
     @property
     def info(self) -> ModelInfo:
@@ -123,9 +161,17 @@ class NativeEngine:
         if len(prompt_ids) >= self._info.n_ctx:
             raise ContextOverflowError(len(prompt_ids), self._info.n_ctx)
         self._check_ids("logit_bias", request.sampling.logit_bias)
-        sequence = GenerationSequence(prompt_ids, request, self._tokenizer, self._info.n_ctx)
-        self._scheduler.submit(sequence)
-        return Generation(sequence.outlet, self._scheduler.notice_cancel, owner=self)
+        constraint = None
+        if request.response_format is not None:
+            from bitnet.text.constraints import compile_constraint  # late: most requests need no grammars
+
+            constraint = compile_constraint(request.response_format, self._tokenizer)
+        sequence = GenerationSequence(
+            prompt_ids, request, self._tokenizer, self._info.n_ctx, constraint.start() if constraint else None
+        )
+        scheduler = self._scheduler
+        scheduler.submit(sequence)
+        return Generation(sequence.outlet, scheduler.notice_cancel, owner=self)
 
     def _prompt_ids(self, request: Request) -> Sequence[int]:
         if request.token_ids is not None:
@@ -164,20 +210,91 @@ class NativeEngine:
         if len(token_ids) > self._info.n_ctx:
             raise ContextOverflowError(len(token_ids), self._info.n_ctx)
         sequence = LogitsSequence(token_ids, self._info.vocab_size)
-        self._scheduler.submit(sequence)
+        scheduler = self._scheduler
+        scheduler.submit(sequence)
         try:
             return sequence.outlet.result()
         except BaseException:
             sequence.outlet.cancelled = True
-            self._scheduler.notice_cancel()
+            scheduler.notice_cancel()
             raise
 
+    def embed(self, request: EmbeddingRequest) -> NDArray[np.float32]:
+        window = self._embedding_window(request)
+        vectors = []
+        try:
+            while (outlet := window.oldest()) is not None:
+                vectors.append(outlet.result())
+                window.pop()
+        except BaseException:
+            window.cancel()
+            raise
+        return self._stack(vectors)
+
+    async def aembed(self, request: EmbeddingRequest) -> NDArray[np.float32]:
+        # To make tokens of many texts takes longer than an event loop may stand still.
+        window = await asyncio.to_thread(self._embedding_window, request)
+        vectors = []
+        try:
+            while (outlet := window.oldest()) is not None:
+                vectors.append(await outlet.aresult())
+                window.pop()
+        except BaseException:
+            window.cancel()
+            raise
+        return self._stack(vectors)
+
+    def _embedding_window(self, request: EmbeddingRequest) -> EmbeddingWindow:
+        info = self._info
+        pooling = request.pooling or info.pooling
+        if pooling is None:
+            raise ValidationError(
+                f"{info.name} declares a way of pooling that is not computed here; choose "
+                'pooling="mean" or "last" yourself',
+                field="pooling",
+            )
+        prefix = PREFIXES.get(info.name, {}).get(request.kind, "")
+        texts = [self.tokenize(prefix + text) for text in request.texts]
+        for index, token_ids in enumerate(texts):
+            if len(token_ids) > info.n_ctx:
+                raise _text_overflow(index, len(token_ids), info.n_ctx)
+        sequences = (
+            EmbeddingSequence(ids, info.hidden_size, pooling=pooling, normalize=request.normalize)
+            for ids in texts
+        )
+        # Twice as many as run together, so that there is always one ready to follow.
+        return EmbeddingWindow(self._scheduler, sequences, 2 * info.n_batch)
+
+    def _stack(self, vectors: list[NDArray[np.float32]]) -> NDArray[np.float32]:
+        return np.stack(vectors) if vectors else np.empty((0, self._info.hidden_size), np.float32)
+
     def health(self) -> Health:
-        return self._scheduler.health()
+        try:
+            return self._scheduler.health()
+        except EngineClosedError:  # before the fork that made this process
+            return Health(closed=True, running=0, waiting=0, free_blocks=0, n_blocks=0, n_steps=0, n_tokens=0)
 
     def close(self) -> None:
-        self._close()
-        self._scheduler.close()  # waits, should another thread be closing
+        with self._lock:
+            scheduler, self._model = self._current, None
+        if scheduler is not None:
+            self._close()
+            scheduler.close()  # waits, should another thread be closing
+
+
+def _pooling(metadata: Mapping[str, Any], architecture: str) -> Pooling | None:
+    declared = metadata.get(f"{architecture}.pooling_type", 0)
+    return POOLING_TYPES.get(declared) if isinstance(declared, int) else None
+
+
+def _text_overflow(index: int, n_tokens: int, n_ctx: int) -> ContextOverflowError:
+    error = ContextOverflowError(n_tokens, n_ctx)
+    error.field = "texts"
+    error.args = (
+        f"texts[{index}] has {n_tokens} tokens; a context of {n_ctx} has room for {n_ctx}. Shorten or split "
+        "the text, or load the model with a larger n_ctx",
+    )
+    return error
 
 
 def _context(n_ctx: int | None, limit: int) -> int:
@@ -190,3 +307,22 @@ def _context(n_ctx: int | None, limit: int) -> int:
             field="n_ctx",
         )
     return n_ctx or limit
+
+
+_engines: weakref.WeakSet[NativeEngine] = weakref.WeakSet()
+
+
+def _keep_for_ever(value: object) -> None:
+    """Never destroy `value`: the destructor of a thread pool waits for its threads."""
+    import ctypes  # only after a fork
+
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(value))
+
+
+def _after_fork() -> None:
+    for engine in list(_engines):
+        engine.leave_behind()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

@@ -2,7 +2,7 @@
 
 Each step takes the next token of every sequence that is answering and fills up with pieces of prompts.
 Sequences join and leave between steps (continuous batching). What a sequence is, and makes of its outputs,
-is in `sequence`.
+is in `sequence`; where its keys and values are, in `prefix_cache`.
 """
 
 from __future__ import annotations
@@ -17,11 +17,18 @@ from typing import NamedTuple
 import numpy as np
 
 from bitnet import _native
-from bitnet.errors import CancelledError, EngineClosedError, OverloadedError
+from bitnet.errors import CancelledError, ContextOverflowError, EngineClosedError, OverloadedError
+from bitnet.runtime.prefix_cache import PrefixCache
 from bitnet.runtime.sequence import Sequence
 from bitnet.values import Health
 
 logger = logging.getLogger("bitnet.scheduler")
+
+# Prompt tokens computed beside answers at least; with the answers' own they make up whole tiles of this many,
+# which is what the native products compute at a time: a token more costs as much as 32. With the 2B model
+# and 8 answers on two cores, a step of 64 tokens takes 5 times as long as one without prompts, one of 128 14
+# times; and a prompt is hardly ready later, because tiles cost the same in small and in large steps.
+PROMPT_TILE = 32
 
 
 class _Part(NamedTuple):
@@ -32,7 +39,11 @@ class _Part(NamedTuple):
 
 
 class Scheduler:
-    """Sequences wait in arrival order; up to `n_batch` run, for whose whole contexts the KV blocks suffice.
+    """Sequences wait in arrival order; up to `n_batch` run, as many as the KV blocks suffice for.
+
+    Sequences are admitted when there are blocks for what they have so far. Should there be none for what
+    they go on to, the one admitted last makes way: it waits again, before all others, and is computed anew.
+    One that runs alone must fit, else it fails.
 
     The thread starts with the first sequence, sleeps while there is nothing to do and ends with `close`. It
     is a daemon, but its owner must call `close` before the interpreter ends: native code cannot be torn
@@ -44,8 +55,8 @@ class Scheduler:
         self._n_batch = n_batch
         self._max_waiting = max_waiting
         self._block_size = runner.block_size
-        self._n_blocks = runner.n_blocks
-        self._free_blocks = list(reversed(range(runner.n_blocks)))
+        self._max_batch_tokens = runner.max_batch_tokens
+        self._cache = PrefixCache(runner.n_blocks, runner.block_size)
         # Guards _waiting, _closing, _freed and _thread; signals work and closing. Reentrant, because a
         # garbage collection may call `close` inside this very thread.
         self._changed = threading.Condition(threading.RLock())
@@ -55,7 +66,7 @@ class Scheduler:
         self._thread: threading.Thread | None = None
         self._cancel_noticed = False
         # Only the thread changes these.
-        self._running: list[Sequence] = []
+        self._running: list[Sequence] = []  # in the order they were admitted
         self._in_step: tuple[Sequence, ...] = ()
         self._n_steps = 0
         self._n_tokens = 0
@@ -91,8 +102,9 @@ class Scheduler:
                 closed=self._closing,
                 running=len(self._running),
                 waiting=len(self._waiting),
-                free_blocks=len(self._free_blocks),
-                n_blocks=self._n_blocks,
+                free_blocks=self._cache.n_free,
+                cached_blocks=self._cache.n_known,
+                n_blocks=self._cache.n_blocks,
                 n_steps=self._n_steps,
                 n_tokens=self._n_tokens,
             )
@@ -118,7 +130,10 @@ class Scheduler:
         message = "the model was closed before the answer was complete"
         try:
             while self._admit():
-                self._step()
+                self._make_room()
+                parts = self._plan()
+                if parts:
+                    self._compute(parts)
         except BaseException as error:  # a defect of this module: nobody must wait for ever because of it
             logger.exception("the scheduler failed")
             message = f"the model stopped because of an internal error ({error!r}); load it again"
@@ -132,7 +147,7 @@ class Scheduler:
             sequence.fail(EngineClosedError(message))
 
     def _admit(self) -> bool:
-        """Wait for work and take in what may run. False = close."""
+        """Wait for work, drop what was cancelled and take in what may run. False = close."""
         with self._changed:
             while not self._running and not self._waiting and not self._closing:
                 self._changed.wait()
@@ -140,33 +155,72 @@ class Scheduler:
                 return False
             if self._cancel_noticed:
                 self._cancel_noticed = False
-                for sequence in [waiting for waiting in self._waiting if waiting.cancelled]:
-                    self._waiting.remove(sequence)
-                    sequence.abort()
+                for sequence in [*self._running, *self._waiting]:
+                    if sequence.cancelled:
+                        self._drop(sequence)
+                        sequence.abort()
             while self._waiting and len(self._running) < self._n_batch:
-                sequence = self._waiting.popleft()
-                sequence.admitted_at = time.perf_counter()
+                sequence = self._waiting[0]
+                # A spare block for each that runs, so that none has to make way as soon as it is admitted.
+                n_reused = self._cache.admit(
+                    sequence.table, sequence.token_ids, len(self._running), self._runner.copy_block
+                )
+                if n_reused is None and self._running:
+                    break
+                self._waiting.popleft()
+                if n_reused is None:
+                    n_positions = self._cache.n_blocks * self._block_size
+                    sequence.fail(ContextOverflowError(len(sequence.token_ids), n_positions))
+                    continue
+                if sequence.admitted_at is None:
+                    sequence.admitted_at = time.perf_counter()
+                    sequence.n_cached = n_reused
+                sequence.n_computed = n_reused
                 self._running.append(sequence)
         return True
 
-    def _step(self) -> None:
-        for sequence in [running for running in self._running if running.cancelled]:
-            self._leave(sequence)
-            sequence.abort()
-        parts = self._plan()
-        if parts:
-            self._compute(parts)
+    def _make_room(self) -> None:
+        """Blocks for all tokens of who runs; where there are none, those admitted last make way."""
+        index = 0
+        while index < len(self._running):
+            sequence = self._running[index]
+            if len(sequence.table.blocks) * self._block_size >= len(sequence.token_ids):
+                index += 1
+            elif not self._cache.extend(sequence.table):
+                self._preempt(self._running[-1])
+
+    def _preempt(self, sequence: Sequence) -> None:
+        self._release(sequence)
+        sequence.n_computed = 0
+        with self._changed:
+            self._running.remove(sequence)
+            self._waiting.appendleft(sequence)
 
     def _plan(self) -> list[_Part]:
-        """Next tokens of answers first, so that no prompt delays them; then prompts, in arrival order."""
-        budget = self._runner.max_batch_tokens
+        """Next tokens of answers first, so that no prompt delays them; then pieces of prompts.
+
+        Half of those is for the oldest prompt, so that it is done some day; then the shortest get what they
+        need, so that none of them waits for a long one. Of prompts with the same next block one computes it.
+        """
         parts = [_Part(sequence, 1) for sequence in self._running if sequence.n_pending == 1]
-        budget -= len(parts)
-        for sequence in self._running:
-            if sequence.n_pending > 1 and budget > 0:
-                count = min(sequence.n_pending, sequence.max_chunk, budget)
-                parts.append(_Part(sequence, count))
-                budget -= count
+        if len(parts) == len(self._running):
+            return parts
+        budget = self._max_batch_tokens - len(parts)
+        if parts:
+            budget = min(budget, -(-(len(parts) + PROMPT_TILE) // PROMPT_TILE) * PROMPT_TILE - len(parts))
+        oldest, *others = [sequence for sequence in self._running if sequence.n_pending > 1]
+        for sequence in (oldest, *others):
+            sequence.n_computed = self._cache.adopt(sequence.table, sequence.token_ids, sequence.n_computed)
+        reserved = min(oldest.n_pending, oldest.max_chunk, budget - budget // 2)
+        left = budget - reserved
+        under_way = {self._cache.next_block(oldest.table, oldest.token_ids)}
+        for sequence in sorted(others, key=lambda other: other.n_pending):
+            block = self._cache.next_block(sequence.table, sequence.token_ids)
+            if left and (block is None or block not in under_way):
+                under_way.add(block)
+                parts.append(_Part(sequence, min(sequence.n_pending, sequence.max_chunk, left)))
+                left -= parts[-1].n_tokens
+        parts.append(_Part(oldest, min(oldest.n_pending, oldest.max_chunk, reserved + left)))
         return parts
 
     def _compute(self, parts: list[_Part]) -> None:
@@ -182,13 +236,16 @@ class Scheduler:
             for part in parts:
                 self._compute([part])
             return
-        for part, row in zip(parts, rows, strict=True):
+        for (sequence, n_tokens), row in zip(parts, rows, strict=True):
             try:
-                if part.sequence.advance(self._runner, row, part.n_tokens):
-                    self._leave(part.sequence)
-                    part.sequence.finish()
+                complete = sequence.advance(self._runner, row, n_tokens)
+                if complete:
+                    self._drop(sequence)
+                    sequence.finish()
+                elif sequence.n_computed % self._block_size < n_tokens:  # a block became full
+                    self._cache.record(sequence.table, sequence.token_ids, sequence.n_computed)
             except Exception as error:
-                self._fail(part.sequence, error)
+                self._fail(sequence, error)
 
     def _forward(self, parts: list[_Part]) -> list[int]:
         """Compute the parts in one forward pass. Returns the first output row of each."""
@@ -196,7 +253,6 @@ class Scheduler:
         outputs: list[int] = []
         rows: list[int] = []
         for sequence, count in parts:
-            self._reserve(sequence, sequence.n_computed + count)
             rows.append(len(outputs))
             outputs.extend(len(token_ids) + index for index in sequence.outputs(count))
             token_ids.extend(sequence.token_ids[sequence.n_computed : sequence.n_computed + count])
@@ -207,7 +263,7 @@ class Scheduler:
                 raise CancelledError("every sequence of the step was cancelled")
             self._runner.forward(
                 np.array(token_ids, np.int32),
-                [part.sequence.blocks for part in parts],
+                [part.sequence.table.blocks for part in parts],
                 [part.sequence.n_computed for part in parts],
                 [part.n_tokens for part in parts],
                 outputs,
@@ -218,20 +274,16 @@ class Scheduler:
         self._n_tokens += len(token_ids)
         return rows
 
-    def _reserve(self, sequence: Sequence, n_tokens: int) -> None:
-        """KV blocks for the first n_tokens tokens. There is always one: n_batch whole contexts fit."""
-        while len(sequence.blocks) * self._block_size < n_tokens:
-            sequence.blocks.append(self._free_blocks.pop())
-
     def _release(self, sequence: Sequence) -> None:
-        self._free_blocks.extend(sequence.blocks)
-        sequence.blocks.clear()
+        self._cache.release(sequence.table, sequence.token_ids, sequence.n_computed)
 
-    def _leave(self, sequence: Sequence) -> None:
-        self._running.remove(sequence)
+    def _drop(self, sequence: Sequence) -> None:
+        """It neither runs nor waits any more."""
+        with self._changed:
+            (self._running if sequence in self._running else self._waiting).remove(sequence)
         self._release(sequence)
 
     def _fail(self, sequence: Sequence, error: BaseException) -> None:
         if sequence in self._running:
-            self._leave(sequence)
+            self._drop(sequence)
         sequence.fail(error)

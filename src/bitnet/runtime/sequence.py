@@ -17,10 +17,12 @@ from numpy.typing import NDArray
 from bitnet import _native
 from bitnet.engines.generation import Outlet
 from bitnet.errors import CancelledError
+from bitnet.runtime.prefix_cache import BlockTable
 from bitnet.text.incremental import IncrementalDecoder, StopMatcher
 from bitnet.values import Delta, FinishReason, Reply, Request, Sampling, Timings, TokenLogprob, Usage
 
 if TYPE_CHECKING:
+    from bitnet.text.constraints import ConstraintState
     from bitnet.text.tokenizer import Tokenizer
 
 # Rows of logits computed at once: 32 MiB for a vocabulary of 128,256, and soon over: others get their turn.
@@ -30,16 +32,20 @@ LOGITS_CHUNK = 64
 class Sequence(ABC):
     """Tokens, how many of them are computed, and the KV blocks that hold those.
 
-    admitted_at: when the scheduler took it out of the queue, in seconds of time.perf_counter.
+    n_cached: how many were found in the blocks of earlier sequences when it began.
+    admitted_at: when the scheduler took it out of the queue first, in seconds of time.perf_counter.
     """
 
     max_chunk = 2**31 - 1  # tokens to compute in one step at most
     outlet: Outlet[Any]
 
-    def __init__(self, token_ids: TokenIds[int]) -> None:
+    def __init__(self, token_ids: TokenIds[int], salt: str | None = None) -> None:
+        """salt: blocks are shared with sequences of the same salt; None = every token is computed here, which
+        is for those that need the outputs of all."""
         self.token_ids = list(token_ids)
         self.n_computed = 0
-        self.blocks: list[int] = []
+        self.n_cached = 0
+        self.table = BlockTable(salt)
         self.admitted_at: float | None = None
 
     @property
@@ -73,9 +79,18 @@ class Sequence(ABC):
 class GenerationSequence(Sequence):
     """A prompt and the answer growing behind it, which goes out as text."""
 
-    def __init__(self, prompt_ids: TokenIds[int], request: Request, tokenizer: Tokenizer, n_ctx: int) -> None:
-        """n_ctx: tokens the sequence may hold, more than the prompt has."""
-        super().__init__(prompt_ids)
+    def __init__(
+        self,
+        prompt_ids: TokenIds[int],
+        request: Request,
+        tokenizer: Tokenizer,
+        n_ctx: int,
+        constraint: ConstraintState | None = None,
+        salt: str = "",
+    ) -> None:
+        """n_ctx: tokens the sequence may hold, more than the prompt has. salt: as for Sequence.
+        constraint: what the answer must look like, at its start."""
+        super().__init__(prompt_ids, salt)
         self.outlet: Outlet[Reply] = Outlet()
         self._request = request
         self._tokenizer = tokenizer
@@ -84,6 +99,7 @@ class GenerationSequence(Sequence):
         self._max_tokens = room if request.max_tokens is None else min(request.max_tokens, room)
         self._end_ids = frozenset(() if request.ignore_eos else tokenizer.end_ids)
         self._sampler = _sampler(request.sampling, prompt_ids)
+        self._constraint = constraint
         self._decoder = IncrementalDecoder(tokenizer, continuation=request.messages is None)
         self._matcher = StopMatcher(request.stop)
         self._reason: FinishReason = "length"
@@ -100,7 +116,7 @@ class GenerationSequence(Sequence):
         if self.n_pending:
             return False
         request = self._request
-        sampled = runner.sample(row, self._sampler, request.top_logprobs if request.logprobs else -1)
+        sampled = self._sample(runner, row)
         if self._first_token_at is None:
             self._first_token_at = time.perf_counter()
         if sampled.token_id in self._end_ids:
@@ -113,10 +129,23 @@ class GenerationSequence(Sequence):
         text = self._matcher.feed(self._decoder.feed(sampled.token_id))
         self._text.append(text)
         self.outlet.push(Delta(text, (sampled.token_id,), logprobs))
-        if self._matcher.matched is not None:
+        if self._matcher.matched is not None or (
+            self._constraint is not None and self._constraint.is_finished
+        ):
             self._reason = "stop"
             return True
         return self._n_generated == self._max_tokens
+
+    def _sample(self, runner: _native.Runner, row: int) -> _native.Sampled:
+        n_logprobs = self._request.top_logprobs if self._request.logprobs else -1
+        constraint = self._constraint
+        if constraint is None:
+            return runner.sample(row, self._sampler, n_logprobs)
+        while True:  # a token that leaves no room to finish is refused, a few times at most
+            self._sampler.set_mask(constraint.mask(self._max_tokens - self._n_generated))
+            sampled = runner.sample(row, self._sampler, n_logprobs)
+            if constraint.accept(sampled.token_id):
+                return sampled
 
     @property
     def _n_generated(self) -> int:
@@ -124,7 +153,8 @@ class GenerationSequence(Sequence):
 
     def _logprob(self, sampled: _native.Sampled) -> TokenLogprob:
         token_bytes = self._tokenizer.token_bytes
-        top = tuple(TokenLogprob(token_id, token_bytes(token_id), value) for token_id, value in sampled.top)
+        # Of a list, because a generator takes half as long again, and this is most of a step with logprobs.
+        top = tuple([TokenLogprob(token_id, token_bytes(token_id), value) for token_id, value in sampled.top])
         return TokenLogprob(sampled.token_id, token_bytes(sampled.token_id), sampled.logprob, top)
 
     def abort(self) -> None:
@@ -147,7 +177,7 @@ class GenerationSequence(Sequence):
                 text="".join(self._text),
                 token_ids=tuple(self.token_ids[self._n_prompt :]),
                 finish_reason=self._reason,
-                usage=Usage(self._n_prompt, self._n_generated),
+                usage=Usage(self._n_prompt, self._n_generated, self.n_cached),
                 timings=self._timings(),
                 logprobs=tuple(self._logprobs) if self._request.logprobs else None,
                 stop_string=self._matcher.matched,
@@ -159,11 +189,13 @@ class GenerationSequence(Sequence):
         admitted = now if self.admitted_at is None else self.admitted_at
         first = now if self._first_token_at is None else self._first_token_at
         prefill, decode = first - admitted, now - first
+        # One that was preempted may have nothing computed at the moment.
+        n_prefilled = self._n_prompt if self._n_generated else min(self.n_computed, self._n_prompt)
         return Timings(
             queue=admitted - self._submitted_at,
             prefill=prefill,
             decode=decode,
-            prefill_tokens_per_second=min(self.n_computed, self._n_prompt) / prefill if prefill > 0 else 0.0,
+            prefill_tokens_per_second=max(0, n_prefilled - self.n_cached) / prefill if prefill > 0 else 0.0,
             # The first token came out of the prefill.
             decode_tokens_per_second=max(0, self._n_generated - 1) / decode if decode > 0 else 0.0,
         )
