@@ -99,3 +99,10 @@ def test_what_cannot_be_enforced_is_refused(model: BitNet) -> None:
         model.chat(QUESTION, response_format={"type": "yaml"})
     with pytest.raises(ValidationError, match="ignore_eos"):
         model.chat(QUESTION, response_format=FORMAT, ignore_eos=True)
+
+
+def test_what_could_go_on_is_whole_where_the_tokens_end(model: BitNet) -> None:
+    digits = {"type": "regex", "pattern": "[0-9]+"}
+    reply = model.generate("Number", response_format=digits, temperature=0, max_tokens=3)
+    assert re.fullmatch("[0-9]+", reply.text)
+    assert reply.finish_reason == "stop"

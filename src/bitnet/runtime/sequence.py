@@ -100,7 +100,9 @@ class GenerationSequence(Sequence):
         self._end_ids = frozenset(() if request.ignore_eos else tokenizer.end_ids)
         self._sampler = _sampler(request.sampling, prompt_ids)
         self._constraint = constraint
-        self._decoder = IncrementalDecoder(tokenizer, continuation=request.messages is None)
+        # What a constraint allows is the whole text, a leading space included.
+        continuation = request.messages is None or constraint is not None
+        self._decoder = IncrementalDecoder(tokenizer, continuation=continuation)
         self._matcher = StopMatcher(request.stop)
         self._reason: FinishReason = "length"
         self._text: list[str] = []
@@ -129,12 +131,15 @@ class GenerationSequence(Sequence):
         text = self._matcher.feed(self._decoder.feed(sampled.token_id))
         self._text.append(text)
         self.outlet.push(Delta(text, (sampled.token_id,), logprobs))
-        if self._matcher.matched is not None or (
-            self._constraint is not None and self._constraint.is_finished
-        ):
+        constraint = self._constraint
+        if self._matcher.matched is not None or (constraint is not None and constraint.is_finished):
             self._reason = "stop"
             return True
-        return self._n_generated == self._max_tokens
+        if self._n_generated < self._max_tokens:
+            return False
+        if constraint is not None and constraint.is_accepting:
+            self._reason = "stop"  # whole, though more could follow
+        return True
 
     def _sample(self, runner: _native.Runner, row: int) -> _native.Sampled:
         n_logprobs = self._request.top_logprobs if self._request.logprobs else -1

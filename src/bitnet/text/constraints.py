@@ -168,7 +168,7 @@ class ConstraintState:
         self._check()
         for token_id in self._refused:
             forbid(words, token_id)
-        if len(words) * 32 > vocabulary.vocab_size and not vocabulary.end_ids:
+        if not vocabulary.end_ids:
             forbid(words, vocabulary.vocab_size)  # the end token that llguidance made up
         return words[: vocabulary.n_words]
 
