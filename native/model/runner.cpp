@@ -225,7 +225,8 @@ void Runner::layer(Worker& worker, int index) {
 }
 
 // All products of the quantised activations [n_tokens][width] with matrices of that width, as one piece of shared work over
-// the panels of all of them: few tokens by multiply-add, more in tiles of 32 tokens by table lookup.
+// the panels of all of them: few tokens by multiply-add; from the count on that the kernel set names, in tiles of 32 tokens
+// by table lookup.
 void Runner::multiply(Worker& worker, int32_t width, std::initializer_list<Product> products) {
     const size_t stride = round_up(static_cast<size_t>(width), 64);
     const QuantizedRows x{quantized_.as<int8_t>(), stride, scales_.data(), sums_.data()};

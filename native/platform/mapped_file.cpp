@@ -85,11 +85,6 @@ void MappedFile::forget(size_t offset, size_t bytes) const {
     VirtualUnlock(const_cast<uint8_t*>(data_) + offset, bytes < size_ - offset ? bytes : size_ - offset);
 }
 
-void MappedFile::will_need() const {
-    WIN32_MEMORY_RANGE_ENTRY range{const_cast<uint8_t*>(data_), size_};
-    PrefetchVirtualMemory(GetCurrentProcess(), 1, &range, 0);
-}
-
 bool MappedFile::lock(std::string* reason) const {
     if (VirtualLock(const_cast<uint8_t*>(data_), size_)) return true;
     *reason = last_error();
@@ -145,10 +140,6 @@ void MappedFile::forget(size_t offset, size_t bytes) const {
     const size_t first_page = (offset + page - 1) / page * page;
     const size_t end_page = end == size_ ? end : end / page * page;
     if (first_page < end_page) madvise(const_cast<uint8_t*>(data_) + first_page, end_page - first_page, MADV_DONTNEED);
-}
-
-void MappedFile::will_need() const {
-    madvise(const_cast<uint8_t*>(data_), size_, MADV_WILLNEED);
 }
 
 bool MappedFile::lock(std::string* reason) const {

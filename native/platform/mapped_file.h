@@ -23,8 +23,6 @@ public:
 
     // Ask the kernel to drop the resident pages of [offset, offset+bytes): they were read once and are not needed again.
     void forget(size_t offset, size_t bytes) const;
-    // Read ahead sequentially.
-    void will_need() const;
     // Keep every page in memory (mlock). Returns false, with the system's reason, if the limit does not allow it.
     bool lock(std::string* reason) const;
 

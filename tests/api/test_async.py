@@ -95,6 +95,7 @@ def test_cancelling_the_task_cancels_the_computation(slow_path: Path, eventually
     with BitNet(slow_path, n_ctx=0) as slow:
 
         async def cancel(call: Callable[[], object]) -> None:
+            # What `call` returns is awaitable; its type, the same for all callers, does not say so.
             task = asyncio.ensure_future(call())  # type: ignore[call-overload]
             await asyncio.sleep(0.05)
             assert slow._engine.health().running == 1
@@ -169,6 +170,7 @@ def test_a_loop_that_ended_does_no_harm(slow_path: Path) -> None:
         loop.call_later(0.02, loop.stop)
         loop.run_forever()
         # A loop that is closed with a task in it: the wake-up of that task finds nobody.
+        # asyncio would log the pending task; the attribute is its own switch, unknown to the stubs.
         waiting._log_destroy_pending = False  # type: ignore[attr-defined]
         loop.close()
         assert len(generation.result().token_ids) == 5

@@ -336,7 +336,6 @@ TEST(mapped_file) {
     const TemporaryFile file(std::string(100000, 'x'));
     const auto mapped = MappedFile::open(file.path());
     CHECK(mapped->size() == 100000 && mapped->path() == file.path());
-    mapped->will_need();
     mapped->forget(10, 99000);
     mapped->forget(0, ~size_t{0});
     mapped->forget(200000, 1);

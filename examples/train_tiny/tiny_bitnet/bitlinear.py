@@ -66,5 +66,6 @@ def norm_bit_linear(
 
     `dtype` is that of the matrix products.
     """
+    # torch declares apply() without types.
     outputs: Tensor = _NormBitLinear.apply(x, norm, eps, dtype, *weights)  # type: ignore[no-untyped-call]
     return outputs

@@ -141,7 +141,7 @@ class Trainer:
     def _update(self, batch: Batch) -> float:
         _schedule(self.optimizer, self.options, self.step)
         loss = _loss(self.model, batch, self.device)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()  # type: ignore[no-untyped-call]  # torch declares it without types
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)

@@ -94,4 +94,5 @@ Stop = Annotated[
 
 def given(**values: Any) -> GenerateOptions:
     """The options that were given on the command line."""
+    # mypy cannot see that the names are those of GenerateOptions; Request.build checks them.
     return {name: value for name, value in values.items() if value is not None}  # type: ignore[return-value]

@@ -34,7 +34,7 @@ logger = logging.getLogger("bitnet")
 
 # Enough for most conversations, and a key/value store that small machines can hold.
 DEFAULT_N_CTX = 2048
-KV_BLOCK_SIZE = 32  # positions, as the native engine has it
+KV_BLOCK_SIZE = 32  # positions; Runner.block_size, needed before there is a Runner
 
 
 class NativeEngine:
