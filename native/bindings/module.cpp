@@ -128,12 +128,15 @@ std::shared_ptr<Model> load(std::shared_ptr<GgufFile> file, int n_threads, bool 
     return Model::load(std::move(file), options);
 }
 
-std::shared_ptr<Runner> new_runner(std::shared_ptr<Model> model, int n_blocks, int max_batch_tokens, int n_threads, const std::string& name) {
+std::shared_ptr<Runner> new_runner(std::shared_ptr<Model> model, int n_blocks, int max_batch_tokens, int n_threads, const std::string& name,
+                                   const std::string& kv_type) {
     const Kernels* kernels = select_kernels(name.c_str());
     if (!kernels) throw InvalidRequestError("this processor has no kernels called '" + name + "'");
     if (n_blocks < 1 || max_batch_tokens < 1 || n_threads < 0 || n_threads > 1024)
         throw InvalidRequestError("n_blocks and max_batch_tokens must be at least 1, n_threads 0..1024");
-    return std::make_shared<Runner>(std::move(model), n_blocks, max_batch_tokens, n_threads > 0 ? n_threads : physical_cores(), *kernels);
+    if (kv_type != "f16" && kv_type != "q8_0") throw InvalidRequestError("kv_type must be f16 or q8_0, not '" + kv_type + "'");
+    return std::make_shared<Runner>(std::move(model), n_blocks, max_batch_tokens, n_threads > 0 ? n_threads : physical_cores(), *kernels,
+                                    kv_type == "q8_0" ? KvType::Q8_0 : KvType::F16);
 }
 
 Sampler new_sampler(float temperature, int32_t top_k, float top_p, float min_p, float repetition_penalty, float presence_penalty,
@@ -229,11 +232,13 @@ NB_MODULE(_native, m) {
              }, "mask"_a.none());
 
     nb::class_<Runner>(m, "Runner")
-        .def(nb::new_(&new_runner), "model"_a, nb::kw_only(), "n_blocks"_a, "max_batch_tokens"_a = 512, "n_threads"_a = 0, "kernels"_a = "")
+        .def(nb::new_(&new_runner), "model"_a, nb::kw_only(), "n_blocks"_a, "max_batch_tokens"_a = 512, "n_threads"_a = 0, "kernels"_a = "",
+             "kv_type"_a = "f16")
         .def_prop_ro("block_size", [](const Runner&) { return kKvBlock; })
         .def_prop_ro("n_blocks", [](const Runner& r) { return r.kv().n_blocks(); })
         .def_prop_ro("n_threads", &Runner::n_threads)
         .def_prop_ro("kernels", [](const Runner& r) { return std::string(r.kernels().name); })
+        .def_prop_ro("kv_type", [](const Runner& r) { return std::string(r.kv().type() == KvType::Q8_0 ? "q8_0" : "f16"); })
         .def_prop_ro("kv_bytes", [](const Runner& r) { return r.kv().bytes(); })
         .def_prop_ro("max_batch_tokens", &Runner::max_batch_tokens)
         .def("forward", forward, "token_ids"_a, "block_tables"_a, "starts"_a, "lengths"_a, "outputs"_a)

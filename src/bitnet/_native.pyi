@@ -109,8 +109,10 @@ class Runner:
         max_batch_tokens: int = 512,
         n_threads: int = 0,
         kernels: str = "",
+        kv_type: str = "f16",
     ) -> None:
-        """`n_blocks` KV blocks of `block_size` positions (f16). `kernels`: force an instruction set,
+        """`n_blocks` KV blocks of `block_size` positions. `kv_type`: how keys and values are stored, f16 or
+        q8_0 (8 bits, and an f16 scale for each 32 dimensions of a head). `kernels`: force an instruction set,
         one of `cpu_kernels()`."""
     @property
     def block_size(self) -> int:
@@ -121,6 +123,8 @@ class Runner:
     def n_threads(self) -> int: ...
     @property
     def kernels(self) -> str: ...
+    @property
+    def kv_type(self) -> str: ...
     @property
     def kv_bytes(self) -> int: ...
     @property

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from bitnet import models
 from bitnet.engines.native import NativeEngine
 from bitnet.engines.registry import Lease
+from bitnet.errors import ValidationError
 from bitnet.values import (
     EmbeddingKind,
     EmbeddingRequest,
@@ -68,6 +69,7 @@ class BitNet:
         n_ctx: int | None = None,
         n_threads: int = 0,
         n_batch: int = 2,
+        kv_type: str = "f16",
         use_mmap: bool = True,
         use_mlock: bool = False,
         max_waiting: int = 1024,
@@ -81,6 +83,8 @@ class BitNet:
             that limit if it is smaller.
         n_threads: compute threads; 0 = physical cores.
         n_batch: requests computed together; memory for keys and values grows with it.
+        kv_type: how keys and values are stored: "f16", or "q8_0" in half the memory, which moves the logits a
+            little.
         use_mmap: keep the packed weights of large models in the user's cache directory and map them from
             there, shared between processes; False = in private memory.
         use_mlock: keep the weights from being swapped out.
@@ -97,6 +101,7 @@ class BitNet:
             "n_ctx": n_ctx,
             "n_threads": as_integer("n_threads", n_threads, 0, 1024),
             "n_batch": as_integer("n_batch", n_batch, 1, 256),
+            "kv_type": _kv_type(kv_type),
             "use_mmap": as_flag("use_mmap", use_mmap),
             "use_mlock": as_flag("use_mlock", use_mlock),
             "max_waiting": as_integer("max_waiting", max_waiting, 0, 2**31 - 1),
@@ -290,6 +295,12 @@ class BitNet:
         info = engine.info
         state = ", closed" if self._lease.closed or engine.health().closed else ""
         return f"BitNet({info.path!r}, {info.n_parameters / 1e6:.1f} M parameters, n_ctx={info.n_ctx}{state})"
+
+
+def _kv_type(value: str) -> str:
+    if value not in ("f16", "q8_0"):
+        raise ValidationError(f'kv_type must be "f16" or "q8_0", not {value!r}', field="kv_type")
+    return value
 
 
 def _embedding_request(

@@ -553,6 +553,7 @@ class ModelInfo:
     """What is loaded, and how. Sizes named *_bytes are bytes of memory.
 
     context_length: tokens the model was made for; n_ctx: tokens a sequence may hold here.
+    kv_type: how keys and values are stored, f16 or q8_0.
     pooling: how `embed` makes one vector of a text if it is not told; None = in a way unknown here.
     repairs: what was wrong in the file and is handled; warnings: what else its user should know.
     """
@@ -577,6 +578,7 @@ class ModelInfo:
     kernels: str
     ternary_bytes: int
     head_bytes: int
+    kv_type: str = "f16"
     kv_bytes: int
     has_chat_template: bool
     pooling: Pooling | None

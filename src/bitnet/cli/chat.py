@@ -38,6 +38,7 @@ def chat(
     stop: options.Stop = None,
     threads: options.Threads = 0,
     ctx: options.Context = None,
+    kv_type: options.KvType = "f16",
 ) -> None:
     """Talk with a model. Type /help there for what else can be typed.
 
@@ -58,7 +59,7 @@ def chat(
         stop=stop,
     )
     interactive = sys.stdin.isatty()
-    with Loaded(model, n_ctx=ctx, n_threads=threads, n_batch=1) as loaded:
+    with Loaded(model, n_ctx=ctx, n_threads=threads, n_batch=1, kv_type=kv_type) as loaded:
         if not loaded.info.has_chat_template:
             raise BitNetError("this model has no chat template, it only continues text: use bitnet run --raw")
         conversation = _Conversation(loaded, system, how)

@@ -32,6 +32,15 @@ Context = Annotated[
         help="Tokens of conversation and answer together; 0: as many as the model was made for.",
     ),
 ]
+KvType = Annotated[
+    str,
+    typer.Option(
+        "--kv-type",
+        metavar="TYPE",
+        help="How keys and values are kept: f16, or q8_0 in half the memory.",
+        show_default=True,
+    ),
+]
 MaxTokens = Annotated[
     int | None,
     typer.Option(

@@ -35,6 +35,7 @@ def run(
     stop: options.Stop = None,
     threads: options.Threads = 0,
     ctx: options.Context = None,
+    kv_type: options.KvType = "f16",
 ) -> None:
     """Answer one prompt and leave.
 
@@ -56,7 +57,7 @@ def run(
         seed=seed,
         stop=stop,
     )
-    with BitNet(model, n_ctx=ctx, n_threads=threads, n_batch=1) as loaded:
+    with BitNet(model, n_ctx=ctx, n_threads=threads, n_batch=1, kv_type=kv_type) as loaded:
         if raw or not loaded.info.has_chat_template:
             if system is not None:
                 raise ValidationError("--system needs a chat format: without one, put it into PROMPT")

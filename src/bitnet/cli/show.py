@@ -28,6 +28,7 @@ def show(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
     ctx: options.Context = None,
+    kv_type: options.KvType = "f16",
     batch: Annotated[
         int, typer.Option("--batch", metavar="N", help="Requests computed together; for the memory needed.")
     ] = 2,
@@ -45,7 +46,7 @@ def show(
     logging.getLogger("bitnet").addFilter(lambda record: record.levelno != logging.WARNING)
     info, problem = None, None
     try:
-        with BitNet(path, n_ctx=ctx, n_batch=batch) as loaded:
+        with BitNet(path, n_ctx=ctx, n_batch=batch, kv_type=kv_type) as loaded:
             info = loaded.info
     except ModelFileError as error:
         problem = str(error)
@@ -72,7 +73,7 @@ def show(
 
 
 def _describe(info: ModelInfo) -> list[str]:
-    kv_for = f"{info.n_batch} x {info.n_ctx} tokens"
+    kv_for = f"{info.n_batch} x {info.n_ctx} tokens, {info.kv_type}"
     lines = [
         "Model",
         f"  architecture  {printable(info.architecture)}, {info.activation}",

@@ -47,6 +47,7 @@ class NativeEngine:
         n_ctx: int | None,
         n_threads: int,
         n_batch: int,
+        kv_type: str = "f16",
         use_mmap: bool,
         use_mlock: bool,
         max_waiting: int,
@@ -77,6 +78,7 @@ class NativeEngine:
         self._n_blocks = n_batch * -(-n_ctx // KV_BLOCK_SIZE)
         self._n_threads = n_threads
         self._n_batch = n_batch
+        self._kv_type = kv_type
         self._max_waiting = max_waiting
         self._lock = threading.RLock()  # guards _model and _current; a garbage collection may close us
         self._model: _native.Model | None = model
@@ -106,6 +108,7 @@ class NativeEngine:
             kernels=runner.kernels,
             ternary_bytes=model.ternary_bytes,
             head_bytes=model.head_bytes,
+            kv_type=runner.kv_type,
             kv_bytes=runner.kv_bytes,
             has_chat_template=self._chat_template.problem is None,
             pooling=_pooling(metadata, model.architecture),
@@ -125,7 +128,9 @@ class NativeEngine:
         _engines.add(self)
 
     def _start(self, model: _native.Model) -> _native.Runner:
-        runner = _native.Runner(model, n_blocks=self._n_blocks, n_threads=self._n_threads)
+        runner = _native.Runner(
+            model, n_blocks=self._n_blocks, n_threads=self._n_threads, kv_type=self._kv_type
+        )
         scheduler = Scheduler(runner, n_batch=self._n_batch, max_waiting=self._max_waiting)
         # Also when the engine is dropped without close, and before the interpreter ends.
         self._close = weakref.finalize(self, scheduler.close)
