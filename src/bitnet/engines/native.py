@@ -53,6 +53,7 @@ class NativeEngine:
         n_threads: int,
         n_batch: int,
         kv_type: str = "f16",
+        speculate: bool = True,
         use_mmap: bool,
         use_mlock: bool,
         kv_tokens: int | None,
@@ -85,6 +86,7 @@ class NativeEngine:
         self._n_threads = n_threads
         self._n_batch = n_batch
         self._kv_type = kv_type
+        self._speculate = speculate
         self._max_waiting = max_waiting
         self._lock = threading.RLock()  # guards _model and _current; a garbage collection may close us
         self._model: _native.Model | None = model
@@ -176,7 +178,14 @@ class NativeEngine:
         gathering = Gathering(request.n)
         sequences = [
             GenerationSequence(
-                prompt_ids, request, self._tokenizer, self._info.n_ctx, constraint, gathering, index
+                prompt_ids,
+                request,
+                self._tokenizer,
+                self._info.n_ctx,
+                constraint,
+                gathering,
+                index,
+                speculate=self._speculate,
             )
             for index in range(request.n)
         ]
