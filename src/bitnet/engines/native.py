@@ -14,7 +14,7 @@ import time
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,12 +23,17 @@ from bitnet import _native
 from bitnet.engines.generation import Generation
 from bitnet.errors import ContextOverflowError, EngineClosedError, ModelFileError, ValidationError
 from bitnet.models import weight_cache
+from bitnet.runtime.answer import Gathering
 from bitnet.runtime.embedding import POOLING_TYPES, PREFIXES, EmbeddingSequence, EmbeddingWindow
 from bitnet.runtime.scheduler import Scheduler
 from bitnet.runtime.sequence import GenerationSequence, LogitsSequence
 from bitnet.text.chat_template import ChatTemplate
 from bitnet.text.tokenizer import Tokenizer
+from bitnet.text.tool_calls import prompt_parts
 from bitnet.values import EmbeddingRequest, Health, ModelInfo, Pooling, Request
+
+if TYPE_CHECKING:
+    from bitnet.text.constraints import Constraint
 
 logger = logging.getLogger("bitnet")
 
@@ -161,25 +166,42 @@ class NativeEngine:
         if len(prompt_ids) >= self._info.n_ctx:
             raise ContextOverflowError(len(prompt_ids), self._info.n_ctx)
         self._check_ids("logit_bias", request.sampling.logit_bias)
-        constraint = None
-        if request.response_format is not None:
-            from bitnet.text.constraints import compile_constraint  # late: most requests need no grammars
-
-            constraint = compile_constraint(request.response_format, self._tokenizer)
-        sequence = GenerationSequence(
-            prompt_ids, request, self._tokenizer, self._info.n_ctx, constraint.start() if constraint else None
-        )
+        constraint = self._constraint(request)
+        gathering = Gathering(request.n)
+        sequences = [
+            GenerationSequence(
+                prompt_ids, request, self._tokenizer, self._info.n_ctx, constraint, gathering, index
+            )
+            for index in range(request.n)
+        ]
         scheduler = self._scheduler
-        scheduler.submit(sequence)
-        return Generation(sequence.outlet, scheduler.notice_cancel, owner=self)
+        scheduler.submit(*sequences)
+        return Generation(gathering.outlet, scheduler.notice_cancel, owner=self)
+
+    def _constraint(self, request: Request) -> Constraint | None:
+        if request.callable_tools:
+            from bitnet.text.tool_grammar import tool_constraint  # late: most requests need no grammars
+
+            return tool_constraint(
+                request.callable_tools,
+                request.tool_choice,
+                request.parallel_tool_calls,
+                request.response_format,
+                self._tokenizer,
+            )
+        if request.response_format is None:
+            return None
+        from bitnet.text.constraints import compile_constraint
+
+        return compile_constraint(request.response_format, self._tokenizer)
 
     def _prompt_ids(self, request: Request) -> Sequence[int]:
         if request.token_ids is not None:
             self._check_ids("prompt", request.token_ids)
             return request.token_ids
         if request.messages is not None:
-            messages = [message.to_dict() for message in request.messages]
-            return self._chat_template.render(messages, add_generation_prompt=True)
+            messages, tools = prompt_parts(self._chat_template, request.messages, request.callable_tools)
+            return self._chat_template.render(messages, tools=tools, **request.template_args)
         prompt_ids = self.tokenize(request.prompt or "")
         if not prompt_ids:
             raise ValidationError(
@@ -201,6 +223,9 @@ class NativeEngine:
 
     def detokenize(self, token_ids: Sequence[int], *, skip_special: bool = True) -> str:
         return self._tokenizer.decode(token_ids, skip_special=skip_special)
+
+    def render(self, request: Request) -> str:
+        return self.detokenize(self._prompt_ids(request), skip_special=False)
 
     def count_tokens(self, request: Request) -> int:
         return len(self._prompt_ids(request))
