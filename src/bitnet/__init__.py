@@ -9,6 +9,7 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from bitnet.config import BitNetConfig
     from bitnet.engines.generation import Generation
     from bitnet.engines.registry import unload_all
     from bitnet.errors import (
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BitNet",
+    "BitNetConfig",
     "BitNetError",
     "CancelledError",
     "ChatTemplateError",
@@ -88,6 +90,8 @@ def __getattr__(name: str) -> Any:
         value: Any = _version()
     elif name == "BitNet":
         from bitnet.model import BitNet as value
+    elif name == "BitNetConfig":
+        from bitnet.config import BitNetConfig as value
     elif name == "Generation":
         from bitnet.engines.generation import Generation as value
     elif name == "unload_all":

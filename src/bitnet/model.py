@@ -7,6 +7,7 @@ engine that is, and who else uses it, is the registry's business.
 from __future__ import annotations
 
 import asyncio
+import importlib
 import logging
 import math
 import os
@@ -14,13 +15,13 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from bitnet import models
+from bitnet import logs, models
 from bitnet._native import physical_cores
 from bitnet.engines import deadline, tiles
 from bitnet.engines.generation import DeferredGeneration
 from bitnet.engines.native import NativeEngine
 from bitnet.engines.registry import Lease
-from bitnet.errors import ValidationError
+from bitnet.errors import BitNetError, ValidationError
 from bitnet.values import (
     EmbdType,
     EmbeddingKind,
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from typing_extensions import Self, Unpack
 
+    from bitnet.config import BitNetConfig, ConfigLike
     from bitnet.engines import Engine
     from bitnet.engines.generation import Generation
     from bitnet.values import MessageLike
@@ -125,6 +127,7 @@ class BitNet:
         Raises ModelNotFoundError, ModelFileError and ValidationError; if lazy, the latter two may be raised
         when it is first used instead.
         """
+        logs.obey_environment()
         if n_ctx is not None:
             n_ctx = as_integer("n_ctx", n_ctx, 0, 2**31 - 1)
         options: dict[str, Any] = {
@@ -171,6 +174,36 @@ class BitNet:
                 raise
 
     @classmethod
+    def from_config(
+        cls,
+        config: ConfigLike | BitNetConfig | None = None,
+        *,
+        max_waiting: int = 1024,
+        keep_alive: float = 0,
+        lazy: bool = False,
+        **overrides: Any,
+    ) -> Self:
+        """The model that a configuration describes: a YAML file, or a mapping as one would have it.
+
+        config: None = the file that $BITNET_CONFIG names, else the defaults of the schema, which
+            config/bitnet.yaml explains. `mode: direct` loads a model file, `mode: api` asks a server.
+        overrides: keys of the schema that win over the configuration, such as n_ctx=4096.
+        The other options are those of BitNet(). Raises ConfigError, and what loading raises.
+        """
+        from bitnet.config import load
+
+        settings = load(config, **overrides)
+        if settings.verbose:
+            logs.be_verbose()
+        if settings.mode == "direct":
+            options = settings.direct_options()
+            return cls(**options, max_waiting=max_waiting, keep_alive=keep_alive, lazy=lazy)
+        self = cls.from_engine(_http_engine(settings))
+        self._set_defaults(0, settings.generate_options())  # that engine keeps its own time
+        self._arguments = settings.to_mapping()
+        return self
+
+    @classmethod
     def from_engine(cls, engine: Engine) -> Self:
         """Around an engine of your own, such as bitnet.testing.FakeEngine, which is closed with this object.
 
@@ -183,7 +216,7 @@ class BitNet:
         self._lease = Lease.of_engine(engine)
         return self
 
-    def _set_defaults(self, timeout: float, defaults: GenerateOptions | None) -> None:
+    def _set_defaults(self, timeout: float, defaults: Mapping[str, Any] | None) -> None:
         self._timeout = as_number("timeout", timeout, 0, 1e9)
         self._defaults: dict[str, Any] = dict(defaults or {})
         Request.build(prompt="checked now rather than with the first request", options=self._defaults)
@@ -358,9 +391,11 @@ class BitNet:
         await self.aclose()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        if self._path is None:
+        if self._path is not None:
+            return _restore, (type(self), self._arguments)
+        if not self._arguments:
             raise TypeError("a BitNet.from_engine() cannot be pickled: its engine lives in this process")
-        return _restore, (type(self), self._arguments)
+        return type(self).from_config, (self._arguments,)
 
     def __copy__(self) -> Self:
         """Another object for the same model, not closed even if this one is."""
@@ -387,6 +422,15 @@ def _embedding_request(
 ) -> EmbeddingRequest:
     # The request makes a tuple of them.
     return EmbeddingRequest(texts=texts, kind=kind, pooling=pooling, normalize=normalize)  # type: ignore[arg-type]
+
+
+def _http_engine(settings: BitNetConfig) -> Engine:
+    try:
+        http = importlib.import_module("bitnet.engines.http")
+    except ImportError:
+        raise BitNetError("mode: api needs bitnet.engines.http, which this version does not have") from None
+    engine: Engine = http.HttpEngine(**settings.http_options())
+    return engine
 
 
 def _submit(lease: Lease, request: Request, timeout: float) -> Generation:
