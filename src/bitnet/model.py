@@ -91,6 +91,7 @@ class BitNet:
         n_gpu_layers: int = 0,
         main_gpu: int = 0,
         low_vram: bool = False,
+        kv_tokens: int | None = None,
         max_waiting: int = 1024,
         keep_alive: float = 0,
         timeout: float = 0,
@@ -104,6 +105,9 @@ class BitNet:
             that limit if it is smaller.
         n_threads: compute threads; 0 = physical cores; never more than those.
         n_batch: requests computed together; memory for keys and values grows with it.
+        kv_tokens: tokens whose keys and values are held for all requests together, n_ctx at least; None = as
+            many as n_batch full contexts have. With fewer, requests that do not fit wait, or make way and are
+            computed again: their answers stay the same.
         use_mmap: keep the packed weights of large models in the user's cache directory and map them from
             there, shared between processes; False = in private memory.
         use_mlock: keep the weights from being swapped out.
@@ -136,6 +140,7 @@ class BitNet:
             "n_batch": as_integer("n_batch", n_batch, 1, 256),
             "use_mmap": as_flag("use_mmap", use_mmap),
             "use_mlock": as_flag("use_mlock", use_mlock),
+            "kv_tokens": None if kv_tokens is None else as_integer("kv_tokens", kv_tokens, 1, 2**31 - 1),
             "max_waiting": as_integer("max_waiting", max_waiting, 0, 2**31 - 1),
             "quant_type": as_choice("quant_type", quant_type, get_args(QuantType)),
             "use_pretuned": as_flag("use_pretuned", use_pretuned),
@@ -178,6 +183,7 @@ class BitNet:
         cls,
         config: ConfigLike | BitNetConfig | None = None,
         *,
+        kv_tokens: int | None = None,
         max_waiting: int = 1024,
         keep_alive: float = 0,
         lazy: bool = False,
@@ -196,8 +202,13 @@ class BitNet:
         if settings.verbose:
             logs.be_verbose()
         if settings.mode == "direct":
-            options = settings.direct_options()
-            return cls(**options, max_waiting=max_waiting, keep_alive=keep_alive, lazy=lazy)
+            return cls(
+                **settings.direct_options(),
+                kv_tokens=kv_tokens,
+                max_waiting=max_waiting,
+                keep_alive=keep_alive,
+                lazy=lazy,
+            )
         self = cls.from_engine(_http_engine(settings))
         self._set_defaults(0, settings.generate_options())  # that engine keeps its own time
         self._arguments = settings.to_mapping()
