@@ -283,44 +283,28 @@ class BitNetConfig(_Block):
         }
 
     def to_mapping(self) -> dict[str, Any]:
-        """What was written, checked, for `load` to make the same again (api_key included)."""
+        """What was given, for `load` to make the same again; api_key in the clear."""
         values = self.model_dump(mode="json", exclude_unset=True)
         if self.api_key is not None:
             values["api_key"] = self.api_key.get_secret_value()
-        if self.model_path is not None:
-            values["model_path"] = self._absolute(self.model_path)
         return values
 
     def _model_file(self) -> str | None:
         if self.model_path is None:
             return self.model
-        path = self._absolute(self.model_path)
-        if not os.path.exists(path):
-            where = [] if self._file_of_path is None else [f"beside {self._file_of_path}"]
-            if not Path(self.model_path).expanduser().is_absolute():
-                where.append(f"in {os.getcwd()}")
-            place = "model_path"
-            if self._file_of_path is not None and self._source is not None:
-                place = self._source.place(("model_path",))
-            message = f"{place}: there is no model file {self.model_path!r} {' or '.join(where)}"
-            raise ModelNotFoundError(message.rstrip())
-        return path
-
-    @property
-    def _file_of_path(self) -> Path | None:
-        """The configuration file that model_path was read from, unless that is absolute."""
-        if self._source is None or "model_path" in self._overrides or self.model_path is None:
-            return None
-        return None if Path(self.model_path).expanduser().is_absolute() else self._source.file
-
-    def _absolute(self, name: str) -> str:
-        """A relative path is looked up beside the configuration file, then in the working directory."""
-        path = Path(name).expanduser()
-        if self._file_of_path is not None:
-            beside = self._file_of_path.parent / path
-            if beside.exists():
-                return str(beside)
-        return str(path.absolute())
+        file = None if self._source is None or "model_path" in self._overrides else self._source.file
+        if file is None:
+            return self.model_path
+        # A relative path is looked up beside the configuration file, then in the working directory.
+        path = Path(self.model_path).expanduser()
+        for candidate in (file.parent / path, path.absolute()):
+            if candidate.exists():
+                return str(candidate)
+        where = "" if path.is_absolute() else f" beside that file or in {os.getcwd()}"
+        assert self._source is not None
+        raise ModelNotFoundError(
+            f"{self._source.place(('model_path',))}: there is no model file {self.model_path!r}{where}"
+        )
 
 
 def load(source: ConfigLike | BitNetConfig | None = None, **overrides: Any) -> BitNetConfig:
