@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         OverloadedError,
         ValidationError,
     )
+    from bitnet.inference import BitNetInference, BitNetService
     from bitnet.model import BitNet
     from bitnet.values import (
         Delta,
@@ -50,6 +51,8 @@ __all__ = [
     "BitNet",
     "BitNetConfig",
     "BitNetError",
+    "BitNetInference",
+    "BitNetService",
     "CancelledError",
     "ChatTemplateError",
     "ConfigError",
@@ -92,6 +95,10 @@ def __getattr__(name: str) -> Any:
         from bitnet.model import BitNet as value
     elif name == "BitNetConfig":
         from bitnet.config import BitNetConfig as value
+    elif name in ("BitNetInference", "BitNetService"):
+        from bitnet import inference
+
+        value = getattr(inference, name)
     elif name == "Generation":
         from bitnet.engines.generation import Generation as value
     elif name == "unload_all":

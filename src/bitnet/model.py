@@ -378,6 +378,10 @@ class BitNet:
         """What is loaded: name, architecture, sizes, memory, what was repaired."""
         return self._engine.info
 
+    def is_healthy(self) -> bool:
+        """Whether requests can be answered now; loads the model if it is not. Raises what loading raises."""
+        return not self._lease.engine().health().closed
+
     def close(self) -> None:
         """End this object's generations, with EngineClosedError, and free the memory if no other uses it.
 
