@@ -30,6 +30,7 @@ from bitnet.values import MAX_STOP_STRINGS, EmbdType, QuantType, nearest
 
 ENVIRONMENT = "BITNET_CONFIG"
 MAX_PROBLEMS = 5  # told at once
+DEFAULT_N_CTX = 2048
 
 ConfigLike = str | os.PathLike[str] | Mapping[str, Any]
 
@@ -157,11 +158,11 @@ class BitNetConfig(_Block):
         description="What they are kept as, exactly; before quant_embd. Left out: as in the file.",
     )
     n_ctx: Integer = Field(
-        default=2048,
+        default=DEFAULT_N_CTX,
         ge=0,
         lt=2**31,
-        description="Tokens of prompt and answer together; 0: the model's own limit. Left out: 2048, or that "
-        "limit if it is smaller.",
+        description="Tokens of prompt and answer together; 0: the model's own limit. More than that is an "
+        "error, but 2048 stands for the limit if that is smaller.",
     )
     n_threads: Integer = Field(
         default=8, ge=0, le=1024, description="Compute threads; 0: physical cores, and never more than those."
@@ -223,6 +224,10 @@ class BitNetConfig(_Block):
     _source: Source | None = PrivateAttr(default=None)
     _overrides: dict[str, Any] = PrivateAttr(default_factory=dict)
 
+    def __eq__(self, other: object) -> bool:
+        """By value, wherever it came from."""
+        return isinstance(other, BitNetConfig) and self.model_dump() == other.model_dump()
+
     @field_validator("stop", mode="before")
     @classmethod
     def _one_stop(cls, value: Any) -> Any:
@@ -252,7 +257,11 @@ class BitNetConfig(_Block):
 
     def direct_options(self) -> dict[str, Any]:
         """The keyword arguments of bitnet.BitNet (mode direct). Raises ModelNotFoundError."""
-        n_ctx = self.n_ctx if self.given("n_ctx") else self.context_window
+        n_ctx: int | None = self.n_ctx
+        if self.context_window is not None and not self.given("n_ctx"):
+            n_ctx = self.context_window
+        if n_ctx == DEFAULT_N_CTX:
+            n_ctx = None  # or less, if the model was made for less
         params = self.kernel_params
         return {
             "model": self._model_file(),

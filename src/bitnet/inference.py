@@ -26,9 +26,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("bitnet")
 
-# What Orbit asks for if its configuration says nothing; then a model made for less gets what it was made for.
-ORBIT_N_CTX = 2048
-
 
 class BitNetInference:
     """A model as Orbit's bundled provider uses it. Everyone else is better served by bitnet.BitNet.
@@ -44,7 +41,7 @@ class BitNetInference:
         quant_type: str = "i2_s",
         use_pretuned: bool = True,
         quant_embd: bool = False,
-        n_ctx: int = ORBIT_N_CTX,
+        n_ctx: int = 2048,
         n_threads: int = 8,
         n_batch: int = 2,
         n_gpu_layers: int = 0,
@@ -63,25 +60,24 @@ class BitNetInference:
         Raises ConfigError and what BitNet() raises.
         """
         _warn_of_namesake()
-        given: dict[str, Any] = {
-            "model_path": model_path,
-            "quant_type": quant_type,
-            "use_pretuned": use_pretuned,
-            "quant_embd": quant_embd,
-            "n_ctx": n_ctx,
-            "n_threads": n_threads,
-            "n_batch": n_batch,
-            "n_gpu_layers": n_gpu_layers,
-            "main_gpu": main_gpu,
-            "low_vram": low_vram,
-            "use_mmap": use_mmap,
-            "use_mlock": use_mlock,
-            "kernel_params": kernel_params,
-            "verbose": verbose,
-        }
-        settings = schema.load(given)
-        if settings.n_ctx == ORBIT_N_CTX:
-            settings = schema.load({key: value for key, value in given.items() if key != "n_ctx"})
+        settings = schema.load(
+            {
+                "model_path": model_path,
+                "quant_type": quant_type,
+                "use_pretuned": use_pretuned,
+                "quant_embd": quant_embd,
+                "n_ctx": n_ctx,
+                "n_threads": n_threads,
+                "n_batch": n_batch,
+                "n_gpu_layers": n_gpu_layers,
+                "main_gpu": main_gpu,
+                "low_vram": low_vram,
+                "use_mmap": use_mmap,
+                "use_mlock": use_mlock,
+                "kernel_params": kernel_params,
+                "verbose": verbose,
+            }
+        )
         self._eager = settings.kernel_params.stream == "eager"
         self._model = BitNet.from_config(settings)
 
