@@ -218,6 +218,7 @@ def test_sampling_defaults(
 ) -> None:
     assert tokens(make(**keys), seed=3) == tokens(make(), seed=3, **options)
     assert tokens(make(**keys), seed=3, temperature=0) == tokens(make(), temperature=0)
+    assert tokens(make(**WILD), seed=3) != tokens(make(), seed=3)
 
 
 def test_max_tokens(make: Callable[..., BitNet]) -> None:
