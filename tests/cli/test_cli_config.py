@@ -48,8 +48,8 @@ def test_chat(config: Path) -> None:
 
 
 def test_show(config: Path) -> None:
-    assert "(2 x 128 tokens)" in bitnet("show", "--config", config).stdout
-    assert "(3 x 256 tokens)" in bitnet("show", "--config", config, "--ctx", "256", "--batch", "3").stdout
+    assert "(2 x 128 tokens, f16)" in bitnet("show", "--config", config).stdout
+    assert "(3 x 256 tokens, f16)" in bitnet("show", "--config", config, "--ctx", "256", "--batch", "3").stdout
 
 
 def test_stream_false_prints_the_same(config: Path) -> None:
