@@ -21,6 +21,7 @@ from bitnet.values import (
     EmbeddingKind,
     EmbeddingRequest,
     GenerateOptions,
+    Health,
     ModelInfo,
     Pooling,
     Reply,
@@ -268,6 +269,11 @@ class BitNet:
     def info(self) -> ModelInfo:
         """What is loaded: name, architecture, sizes, memory, what was repaired."""
         return self._engine.info
+
+    def health(self) -> Health | None:
+        """How the engine is doing: requests, memory, steps computed. None = the model is not loaded."""
+        engine = self._lease.loaded
+        return None if engine is None else engine.health()
 
     def close(self) -> None:
         """End this object's generations, with EngineClosedError, and free the memory if no other uses it.
