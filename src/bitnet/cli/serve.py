@@ -175,7 +175,6 @@ def serve(
     limits = Limits(
         max_body_bytes=max_body,
         max_requests=max_requests,
-        max_queue=queue,
         max_tokens=max_tokens,
         request_seconds=request_timeout,
         template_args=defaults.template_args.union(template_arg or []),
