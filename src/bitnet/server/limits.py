@@ -7,9 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from bitnet.errors import ValidationError
-from bitnet.values import Request
-
-DEFAULT_MAX_TOKENS: Any = Request.__dataclass_fields__["max_tokens"].default
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,6 +16,7 @@ class Limits:
     max_body_bytes: of a request. A context of 4096 tokens is about 16 KiB of text; texts to embed are more.
     max_requests: under way at the same time, in all; above that they are refused before they are read.
     request_seconds: from the first byte to the last, for computing and sending the answer.
+    default_max_tokens: for requests that do not say how many, where max_tokens is a limit.
     max_messages, max_tokens, max_n, max_stop, max_stop_characters, max_logit_bias: of a request.
     max_prompts: texts in a request for completions. max_inputs: texts in a request for embeddings.
     max_schema_values, max_schema_depth, max_schema_characters: of its response format and tools together.
@@ -31,6 +29,7 @@ class Limits:
     request_seconds: float = 600.0
     max_messages: int = 1024
     max_tokens: int | None = None
+    default_max_tokens: int = 1024
     max_n: int = 16
     max_stop: int = 16
     max_stop_characters: int = 256
@@ -57,7 +56,7 @@ class Limits:
                 f"max_tokens must be at most {self.max_tokens} here, not {max_tokens}", field="max_tokens"
             )
         if self.max_tokens is not None and max_tokens is None:
-            options["max_tokens"] = min(self.max_tokens, DEFAULT_MAX_TOKENS)
+            options["max_tokens"] = min(self.max_tokens, self.default_max_tokens)
         self._check_stop(options.get("stop"))
         logit_bias = options.get("logit_bias")
         if isinstance(logit_bias, Mapping) and len(logit_bias) > self.max_logit_bias:
