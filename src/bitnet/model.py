@@ -27,6 +27,7 @@ from bitnet.values import (
     EmbeddingKind,
     EmbeddingRequest,
     GenerateOptions,
+    Health,
     KvType,
     ModelInfo,
     Pooling,
@@ -386,6 +387,11 @@ class BitNet:
     def info(self) -> ModelInfo:
         """What is loaded: name, architecture, sizes, memory, what was repaired."""
         return self._engine.info
+
+    def health(self) -> Health | None:
+        """How the engine is doing: requests, memory, steps computed. None = the model is not loaded."""
+        engine = self._lease.loaded
+        return None if engine is None else engine.health()
 
     def is_healthy(self) -> bool:
         """Whether requests can be answered now; loads the model if it is not. Raises what loading raises."""
