@@ -14,7 +14,7 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 from bitnet.model import BitNet
-from bitnet.server import chat, page, watching
+from bitnet.server import chat, completions, embeddings, page, responses, text, watching
 from bitnet.server.errors import ApiError
 from bitnet.server.exchange import Exchange, Message
 from bitnet.server.gate import Gate
@@ -28,6 +28,12 @@ Endpoint = Callable[[Exchange], Awaitable[None]]
 # Each also under /v1. The busiest come first: they are looked through in this order.
 ROUTES: tuple[tuple[str, str, Endpoint], ...] = (
     ("POST", "/chat/completions", chat.chat_completions),
+    ("POST", "/completions", completions.completions),
+    ("POST", "/embeddings", embeddings.embeddings),
+    ("POST", "/responses", responses.responses),
+    ("POST", "/tokenize", text.tokenize),
+    ("POST", "/detokenize", text.detokenize),
+    ("POST", "/apply-template", text.apply_template),
     ("GET", "/models", watching.models),
     ("GET", "/models/{name:path}", watching.one_model),
     ("GET", "/health", watching.health),

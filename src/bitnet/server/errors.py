@@ -7,6 +7,7 @@ goes to the log, and the client gets a sentence without details.
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 from bitnet.errors import (
@@ -70,8 +71,11 @@ def unavailable(message: str) -> ApiError:
     return ApiError(503, message, code="unavailable", headers=retry_after)
 
 
-def as_api_error(error: BaseException, request_id: str) -> ApiError:
-    """What a client is told of an exception. Whatever is not the client's doing is logged here."""
+def as_api_error(error: BaseException, request_id: str, names: Mapping[str, str]) -> ApiError:
+    """What a client is told of an exception. Whatever is not the client's doing is logged here.
+
+    names: parameters as the client calls them, by the names they have as options of BitNet.
+    """
     if isinstance(error, ApiError):
         return error
     if isinstance(error, OverloadedError):
@@ -83,7 +87,8 @@ def as_api_error(error: BaseException, request_id: str) -> ApiError:
         return unavailable("the model was closed; try again")
     if isinstance(error, BitNetError) and error.status == 400:
         code = "context_length_exceeded" if isinstance(error, ContextOverflowError) else None
-        return invalid(str(error), getattr(error, "field", None), code)
+        field = getattr(error, "field", None)
+        return invalid(str(error), None if field is None else names.get(field, field), code)
     if isinstance(error, BitNetError):
         logger.error("request %s: %s", request_id, error)
         if error.status == 504:

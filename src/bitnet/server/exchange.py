@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import TYPE_CHECKING, Any
 
 from bitnet.server import strict_json
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 Message = MutableMapping[str, Any]
 Headers = tuple[tuple[bytes, bytes], ...]
 
+PARAMETER_NAMES: Mapping[str, str] = {"template_args": "chat_template_kwargs"}
 _JSON = (b"content-type", b"application/json")
 _EVENTS: Headers = (
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -33,7 +34,8 @@ class Exchange:
 
     id: in the log, in the header x-request-id and in errors. tenant: salt that keeps what is computed for one
     API key apart from the others'; "" = everybody's. route: the endpoint, for metrics; "" = none.
-    status: that was sent, 0 = none yet; `ended`: the whole response was sent.
+    status: that was sent, 0 = none yet; `ended`: the whole response was sent. names: what parameters are
+    called here, by their names as options of BitNet.
     """
 
     __slots__ = (
@@ -41,6 +43,7 @@ class Exchange:
         "id",
         "method",
         "model",
+        "names",
         "path",
         "receive",
         "route",
@@ -75,6 +78,7 @@ class Exchange:
         self.ended = False
         self.model = ""
         self.usage: Usage | None = None
+        self.names: Mapping[str, str] = PARAMETER_NAMES
 
     def header(self, name: bytes) -> str | None:
         """The value of a header, its name in lower case; the first if there are several."""

@@ -66,7 +66,7 @@ class Gate:
             except ClientGone:
                 status = _CLIENT_GONE
             except Exception as error:
-                answer = as_api_error(error, exchange.id)
+                answer = as_api_error(error, exchange.id, exchange.names)
                 if exchange.status:
                     raise  # in the middle of a response: the host of this app closes the connection
                 await exchange.send_error(answer)

@@ -86,7 +86,7 @@ async def stream(exchange: Exchange, generation: Generation, writer: Writer) -> 
     except Exception as error:
         if not events.started:
             raise
-        await events.write(writer.error(as_api_error(error, exchange.id)), last=True)
+        await events.write(writer.error(as_api_error(error, exchange.id, exchange.names)), last=True)
     finally:
         events.close()
         watch.close()

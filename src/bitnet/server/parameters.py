@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from bitnet.server.errors import ApiError, invalid
+from bitnet.server.errors import invalid
 from bitnet.values import nearest
 
 
@@ -208,9 +208,3 @@ def flag(body: Mapping[str, Any], name: str, default: bool = False) -> bool:
     if not isinstance(value, bool):
         raise invalid(f"{name} must be true or false", name)
     return value
-
-
-def rename(error: ApiError, names: Mapping[str, str]) -> ApiError:
-    """The same error, about the parameter as the client calls it."""
-    error.param = names.get(error.param or "", error.param)
-    return error
