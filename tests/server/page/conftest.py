@@ -77,7 +77,7 @@ def open_page(browser: Browser) -> Iterator[Opener]:
                 options["storage_state"] = {"origins": [{"origin": url, "localStorage": kept}]}
             context = browser.new_context(**options)
             stack.callback(context.close)
-            context.set_default_timeout(20_000)
+            context.set_default_timeout(60_000)  # for busy machines
             context.on("console", note)
             context.on("weberror", lambda error: wrong.append(str(error.error)))
 
