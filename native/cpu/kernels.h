@@ -25,8 +25,18 @@ struct QuantizedRows {
 
 // Tokens one table-lookup tile covers.
 constexpr int kTableTokens = 32;
+// Panels whose sums a call of ternary_table keeps at once, at most; more panels are taken one such row block after another.
+constexpr int kMostTablePanels = 80;
 // Positions in one block of the KV store; attention runs block by block.
 constexpr int kKvBlock = 32;
+// Dimensions of one position and head that share a scale where keys and values are q8_0; the last group of a head may
+// have fewer. (static: these headers are also read by files compiled for newer processors, see cpu/vector.h)
+constexpr int kKvGroup = 32;
+static constexpr int kv_groups(int head_dim) { return (head_dim + kKvGroup - 1) / kKvGroup; }
+// Bytes of K, or of V, of one head in one q8_0 block.
+static constexpr size_t kv_q8_0_bytes(int head_dim) {
+    return static_cast<size_t>(kKvBlock) * (static_cast<size_t>(head_dim) + sizeof(uint16_t) * static_cast<size_t>(kv_groups(head_dim)));
+}
 
 struct Kernels {
     const char* name;
@@ -43,11 +53,12 @@ struct Kernels {
 
     // Many tokens: table lookup over one tile of up to 32 tokens, tokens in SIMD lanes.
     // `tile` = int16 [k_blocks*16][32], made by table_tile from tokens [first, first + n) of x (missing tokens are zero).
+    // Fewer than min_tokens tokens, also those left over behind the first 16, may be multiplied directly instead.
     void (*table_tile)(const QuantizedRows& x, int first, int n, int k_blocks, int16_t* tile);
     // Scratch bytes (64-byte aligned by the caller) ternary_table needs for n_panels panels at once.
     size_t (*table_scratch_bytes)(int n_panels);
     void (*ternary_table)(const TernaryWeights& w, int panel_begin, int panel_end, const int16_t* tile, const QuantizedRows& x,
-                          int first, int n, float* y, size_t y_stride, void* scratch);
+                          int first, int n, int min_tokens, float* y, size_t y_stride, void* scratch);
 
     // ---- rows of floats -------------------------------------------------------------------------------------------------
     // s = 127 / max(max|x|, 1e-5); q = clamp(round_half_even(x * s), -128, 127); zero from n up to stride.
@@ -74,6 +85,16 @@ struct Kernels {
     // influence a result (they may hold anything, NaN included).
     void (*attention_block)(const float* q, size_t q_stride, int n_queries, const int* visible, const uint16_t* k_block,
                             const uint16_t* v_block, int head_dim, float scale, float* max, float* sum, float* acc);
+
+    // The same on q8_0 blocks: 8-bit values, x ~= value * scale, one f16 scale for each group of kKvGroup dimensions.
+    //   K block: int8 [head_dim][kKvBlock], then scales f16 [n_groups][kKvBlock]
+    //   V block: int8 [kKvBlock][head_dim], then scales f16 [n_groups][kKvBlock]
+    // The scale is max|x| / 127 rounded up to an f16, so that |value| <= 127 and the error is at most half a scale. A group
+    // that is not finite, or beyond 127 * 65504, gets a scale that makes every score and result that sees it NaN.
+    void (*kv_write_q8_0)(const float* k, const float* v, int head_dim, int slot, int8_t* k_block, int8_t* v_block);
+    //   q.k = sum over groups of scale * (q.values), groups in ascending order; p v = (p * scale) * value
+    void (*attention_block_q8_0)(const float* q, size_t q_stride, int n_queries, const int* visible, const int8_t* k_block,
+                                 const int8_t* v_block, int head_dim, float scale, float* max, float* sum, float* acc);
 
     // ---- output head -----------------------------------------------------------------------------------------------------
     // For rows r in [row_begin, row_end) of an int8 matrix with one scale per row, |values| <= 127:

@@ -39,6 +39,10 @@ class ValidationError(BitNetError, ValueError):
         self.field = field
 
 
+class ConfigError(ValidationError):
+    """A configuration file or mapping is wrong; the message names file, line and key."""
+
+
 class ConstraintError(BitNetError):
     """A response format or grammar cannot be enforced: unsupported, impossible or too complex."""
 
@@ -65,6 +69,12 @@ class CancelledError(BitNetError):
     """The computation was cancelled before it had a result."""
 
     status = 499
+
+
+class DeadlineError(BitNetError, TimeoutError):
+    """The answer took longer than it was allowed to (`timeout.total`)."""
+
+    status = 504
 
 
 class OverloadedError(BitNetError):
