@@ -187,8 +187,8 @@ def test_every_verdict_can_be_read(llm: BitNet) -> None:
     for seed in range(N_TRIES):
         verdict = FaithfulnessEvaluator(
             llm=hot(llm, seed, response_format=formats.YES_NO, max_tokens=8),
-            eval_template=EVALUATION,
-            refine_template=REFINED,
+            eval_template=PromptTemplate(EVALUATION),  # it ignores a str
+            refine_template=PromptTemplate(REFINED),
         )
         result = verdict.evaluate(response="It is green.", contexts=["The door is green."])
         assert (result.feedback, result.passing) in (("YES", True), ("NO", False))
