@@ -19,12 +19,14 @@ if TYPE_CHECKING:
         ConfigError,
         ConstraintError,
         ContextOverflowError,
+        DeadlineError,
         EngineClosedError,
         ModelFileError,
         ModelNotFoundError,
         OverloadedError,
         ValidationError,
     )
+    from bitnet.inference import BitNetInference, BitNetService
     from bitnet.model import BitNet
     from bitnet.values import (
         Delta,
@@ -50,11 +52,14 @@ __all__ = [
     "BitNet",
     "BitNetConfig",
     "BitNetError",
+    "BitNetInference",
+    "BitNetService",
     "CancelledError",
     "ChatTemplateError",
     "ConfigError",
     "ConstraintError",
     "ContextOverflowError",
+    "DeadlineError",
     "Delta",
     "EmbeddingRequest",
     "EngineClosedError",
@@ -92,6 +97,10 @@ def __getattr__(name: str) -> Any:
         from bitnet.model import BitNet as value
     elif name == "BitNetConfig":
         from bitnet.config import BitNetConfig as value
+    elif name in ("BitNetInference", "BitNetService"):
+        from bitnet import inference
+
+        value = getattr(inference, name)
     elif name == "Generation":
         from bitnet.engines.generation import Generation as value
     elif name == "unload_all":
