@@ -100,7 +100,7 @@ class ScriptedServer:
         self._loop = asyncio.new_event_loop()
         self._writers: set[asyncio.StreamWriter] = set()
         started = threading.Event()
-        self._thread = threading.Thread(target=self._run, args=(started,), name="scripted-server")
+        self._thread = threading.Thread(target=self._run, args=(started,), name="scripted-server", daemon=True)
         self._thread.start()
         started.wait()
 
