@@ -72,6 +72,7 @@ class BitNet:
         n_batch: int = 2,
         use_mmap: bool = True,
         use_mlock: bool = False,
+        kv_tokens: int | None = None,
         max_waiting: int = 1024,
         keep_alive: float = 0,
         lazy: bool = False,
@@ -83,6 +84,9 @@ class BitNet:
             that limit if it is smaller.
         n_threads: compute threads; 0 = physical cores.
         n_batch: requests computed together; memory for keys and values grows with it.
+        kv_tokens: tokens whose keys and values are held for all requests together, n_ctx at least; None = as
+            many as n_batch full contexts have. With fewer, requests that do not fit wait, or make way and are
+            computed again: their answers stay the same.
         use_mmap: keep the packed weights of large models in the user's cache directory and map them from
             there, shared between processes; False = in private memory.
         use_mlock: keep the weights from being swapped out.
@@ -101,6 +105,7 @@ class BitNet:
             "n_batch": as_integer("n_batch", n_batch, 1, 256),
             "use_mmap": as_flag("use_mmap", use_mmap),
             "use_mlock": as_flag("use_mlock", use_mlock),
+            "kv_tokens": None if kv_tokens is None else as_integer("kv_tokens", kv_tokens, 1, 2**31 - 1),
             "max_waiting": as_integer("max_waiting", max_waiting, 0, 2**31 - 1),
         }
         keep_alive = as_number("keep_alive", keep_alive, -math.inf, math.inf)

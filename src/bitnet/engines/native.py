@@ -54,6 +54,7 @@ class NativeEngine:
         n_batch: int,
         use_mmap: bool,
         use_mlock: bool,
+        kv_tokens: int | None,
         max_waiting: int,
     ) -> None:
         """Loads the model. The options are those of bitnet.BitNet. Raises ModelFileError and
@@ -79,7 +80,7 @@ class NativeEngine:
                 f"{model.vocab_size} rows; the file is damaged or was converted wrongly"
             )
         n_ctx = _context(n_ctx, model.context_length)
-        self._n_blocks = n_batch * -(-n_ctx // KV_BLOCK_SIZE)
+        self._n_blocks = _kv_blocks(kv_tokens, n_ctx, n_batch)
         self._n_threads = n_threads
         self._n_batch = n_batch
         self._max_waiting = max_waiting
@@ -332,6 +333,20 @@ def _context(n_ctx: int | None, limit: int) -> int:
             field="n_ctx",
         )
     return n_ctx or limit
+
+
+def _kv_blocks(kv_tokens: int | None, n_ctx: int, n_batch: int) -> int:
+    blocks_of_context = -(-n_ctx // KV_BLOCK_SIZE)
+    if kv_tokens is None:
+        return n_batch * blocks_of_context
+    if kv_tokens < n_ctx:
+        raise ValidationError(
+            f"kv_tokens={kv_tokens} is less than one context of n_ctx={n_ctx}; give that at least, or load "
+            "the model with a smaller n_ctx",
+            field="kv_tokens",
+        )
+    # More than n_batch contexts only keep more prompts for later requests.
+    return -(-kv_tokens // KV_BLOCK_SIZE)
 
 
 _engines: weakref.WeakSet[NativeEngine] = weakref.WeakSet()
