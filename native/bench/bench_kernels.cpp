@@ -131,7 +131,7 @@ struct Bench {
         for (int first = 0; first < config.n_tokens; first += kTableTokens) {
             const int n = std::min(kTableTokens, config.n_tokens - first);
             kernels.table_tile(x.view, first, n, w.k_blocks, tile.as<int16_t>());
-            kernels.ternary_table(w, 0, w.n_panels, tile.as<int16_t>(), x.view, first, n, y.as<float>(), size_t(w.rows),
+            kernels.ternary_table(w, 0, w.n_panels, tile.as<int16_t>(), x.view, first, n, 1, y.as<float>(), size_t(w.rows),
                                   scratch.data());
         }
     }

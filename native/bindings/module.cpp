@@ -15,6 +15,7 @@
 #include "model/runner.h"
 #include "platform/cpu_features.h"
 #include "platform/errors.h"
+#include "quant/dense.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -118,8 +119,36 @@ void forward(Runner& runner, TokenArray token_ids, const std::vector<std::vector
     runner.forward(tokens, slices, outputs);
 }
 
-std::shared_ptr<Model> load(std::shared_ptr<GgufFile> file, int n_threads, bool use_mmap, bool use_mlock, const std::string& cache_path) {
+// The type of a name such as "q8_0", one of those that encode_row writes.
+TensorType encodable_type(const std::string& name) {
+    const std::optional<TensorType> type = tensor_type_named(name);
+    if (!type || *type == TensorType::BF16 || *type == TensorType::I2_S)
+        throw InvalidRequestError("'" + name + "' is no type that rows can be converted to: f32, f16, q8_0, q6_k or q4_0");
+    return *type;
+}
+
+using ByteArray = nb::ndarray<nb::numpy, uint8_t, nb::ndim<2>>;
+using FloatRows = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+
+ByteArray encode_rows(FloatRows values, const std::string& name) {
+    const TensorType type = encodable_type(name);
+    const size_t rows = values.shape(0), cols = values.shape(1);
+    if (cols % block_elements(type) != 0)
+        throw InvalidRequestError("rows of " + name + " must have a multiple of " + std::to_string(block_elements(type)) + " elements");
+    const size_t bytes = row_bytes(type, cols);
+    uint8_t* data = new uint8_t[std::max<size_t>(1, rows * bytes)];
+    nb::capsule owner(data, [](void* p) noexcept { delete[] static_cast<uint8_t*>(p); });
+    {
+        nb::gil_scoped_release release;
+        for (size_t r = 0; r < rows; r++) encode_row(type, values.data() + r * cols, cols, data + r * bytes);
+    }
+    return ByteArray(data, {rows, bytes}, owner);
+}
+
+std::shared_ptr<Model> load(std::shared_ptr<GgufFile> file, int n_threads, bool use_mmap, bool use_mlock, const std::string& cache_path,
+                            const std::string& embd_type) {
     ModelOptions options;
+    if (!embd_type.empty()) options.embedding_type = encodable_type(embd_type);
     options.n_threads = n_threads > 0 ? n_threads : physical_cores();
     options.use_mmap = use_mmap;
     options.use_mlock = use_mlock;
@@ -128,12 +157,17 @@ std::shared_ptr<Model> load(std::shared_ptr<GgufFile> file, int n_threads, bool 
     return Model::load(std::move(file), options);
 }
 
-std::shared_ptr<Runner> new_runner(std::shared_ptr<Model> model, int n_blocks, int max_batch_tokens, int n_threads, const std::string& name) {
+std::shared_ptr<Runner> new_runner(std::shared_ptr<Model> model, int n_blocks, int max_batch_tokens, int n_threads, const std::string& name,
+                                   int table_min_tokens, int row_block, int pieces_per_thread) {
     const Kernels* kernels = select_kernels(name.c_str());
     if (!kernels) throw InvalidRequestError("this processor has no kernels called '" + name + "'");
     if (n_blocks < 1 || max_batch_tokens < 1 || n_threads < 0 || n_threads > 1024)
         throw InvalidRequestError("n_blocks and max_batch_tokens must be at least 1, n_threads 0..1024");
-    return std::make_shared<Runner>(std::move(model), n_blocks, max_batch_tokens, n_threads > 0 ? n_threads : physical_cores(), *kernels);
+    if (table_min_tokens < 0 || row_block < kPanelRows || row_block > kPanelRows * kMostTablePanels || row_block % kPanelRows != 0 ||
+        pieces_per_thread < 1 || pieces_per_thread > 1024)
+        throw InvalidRequestError("table_min_tokens must be at least 0, row_block a multiple of 32 from 32 to 2560, pieces_per_thread 1..1024");
+    return std::make_shared<Runner>(std::move(model), n_blocks, max_batch_tokens, n_threads > 0 ? n_threads : physical_cores(), *kernels,
+                                    Tiles{table_min_tokens, row_block, pieces_per_thread});
 }
 
 Sampler new_sampler(float temperature, int32_t top_k, float top_p, float min_p, float repetition_penalty, float presence_penalty,
@@ -191,7 +225,8 @@ NB_MODULE(_native, m) {
         .def_prop_ro("tensors", tensors);
 
     nb::class_<Model>(m, "Model")
-        .def(nb::new_(&load), "file"_a, nb::kw_only(), "n_threads"_a = 0, "use_mmap"_a = true, "use_mlock"_a = false, "cache_path"_a = "")
+        .def(nb::new_(&load), "file"_a, nb::kw_only(), "n_threads"_a = 0, "use_mmap"_a = true, "use_mlock"_a = false, "cache_path"_a = "",
+             "embd_type"_a = "")
         .def_prop_ro("architecture", [](const Model& m) { return std::string(m.architecture().name); })
         .def_prop_ro("activation", [](const Model& m) { return std::string(activation_name(m.architecture().activation)); })
         .def_prop_ro("n_layers", [](const Model& m) { return m.sizes().n_layers; })
@@ -205,6 +240,7 @@ NB_MODULE(_native, m) {
         .def_prop_ro("tied_head", &Model::tied_head)
         .def_prop_ro("n_parameters", &Model::n_parameters)
         .def_prop_ro("ternary_bytes", [](const Model& m) { return m.packed().ternary_bytes(); })
+        .def_prop_ro("embd_type", [](const Model& m) { return tensor_type_name(static_cast<uint32_t>(m.embedding().type)); })
         .def_prop_ro("head_bytes", [](const Model& m) { return m.dense_bytes() + m.packed().head_bytes(); })
         .def_prop_ro("from_cache", [](const Model& m) { return m.packed().from_cache(); })
         .def_prop_ro("warnings", &Model::warnings);
@@ -229,10 +265,19 @@ NB_MODULE(_native, m) {
              }, "mask"_a.none());
 
     nb::class_<Runner>(m, "Runner")
-        .def(nb::new_(&new_runner), "model"_a, nb::kw_only(), "n_blocks"_a, "max_batch_tokens"_a = 512, "n_threads"_a = 0, "kernels"_a = "")
+        .def(nb::new_(&new_runner), "model"_a, nb::kw_only(), "n_blocks"_a, "max_batch_tokens"_a = 512, "n_threads"_a = 0, "kernels"_a = "",
+             "table_min_tokens"_a = 0, "row_block"_a = Tiles{}.row_block, "pieces_per_thread"_a = Tiles{}.pieces_per_thread)
         .def_prop_ro("block_size", [](const Runner&) { return kKvBlock; })
         .def_prop_ro("n_blocks", [](const Runner& r) { return r.kv().n_blocks(); })
         .def_prop_ro("n_threads", &Runner::n_threads)
+        .def_prop_ro("tiles", [](const Runner& r) {
+            nb::dict tiles;
+            tiles["table_min_tokens"] = r.tiles().table_min_tokens;
+            tiles["row_block"] = r.tiles().row_block;
+            tiles["pieces_per_thread"] = r.tiles().pieces_per_thread;
+            return tiles;
+        })
+        .def_prop_ro("n_products", [](const Runner& r) { return std::pair(r.n_multiplied(), r.n_looked_up()); })
         .def_prop_ro("kernels", [](const Runner& r) { return std::string(r.kernels().name); })
         .def_prop_ro("kv_bytes", [](const Runner& r) { return r.kv().bytes(); })
         .def_prop_ro("max_batch_tokens", &Runner::max_batch_tokens)
@@ -266,6 +311,7 @@ NB_MODULE(_native, m) {
         for (const Kernels* const* table = supported_kernels(); *table; ++table) names.emplace_back((*table)->name);
         return names;
     });
+    m.def("encode_rows", encode_rows, "values"_a, "type_name"_a);
     m.def("physical_cores", physical_cores);
     m.def("build_info", [] {
         nb::dict info;

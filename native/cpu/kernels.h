@@ -25,6 +25,8 @@ struct QuantizedRows {
 
 // Tokens one table-lookup tile covers.
 constexpr int kTableTokens = 32;
+// Panels whose sums a call of ternary_table keeps at once, at most; more panels are taken one such row block after another.
+constexpr int kMostTablePanels = 80;
 // Positions in one block of the KV store; attention runs block by block.
 constexpr int kKvBlock = 32;
 
@@ -43,11 +45,12 @@ struct Kernels {
 
     // Many tokens: table lookup over one tile of up to 32 tokens, tokens in SIMD lanes.
     // `tile` = int16 [k_blocks*16][32], made by table_tile from tokens [first, first + n) of x (missing tokens are zero).
+    // Fewer than min_tokens tokens, also those left over behind the first 16, may be multiplied directly instead.
     void (*table_tile)(const QuantizedRows& x, int first, int n, int k_blocks, int16_t* tile);
     // Scratch bytes (64-byte aligned by the caller) ternary_table needs for n_panels panels at once.
     size_t (*table_scratch_bytes)(int n_panels);
     void (*ternary_table)(const TernaryWeights& w, int panel_begin, int panel_end, const int16_t* tile, const QuantizedRows& x,
-                          int first, int n, float* y, size_t y_stride, void* scratch);
+                          int first, int n, int min_tokens, float* y, size_t y_stride, void* scratch);
 
     // ---- rows of floats -------------------------------------------------------------------------------------------------
     // s = 127 / max(max|x|, 1e-5); q = clamp(round_half_even(x * s), -128, 127); zero from n up to stride.

@@ -20,7 +20,7 @@ void ternary_direct(const TernaryWeights& w, int panel_begin, int panel_end, con
 void table_tile(const QuantizedRows& x, int first, int n, int k_blocks, int16_t* tile);
 size_t table_scratch_bytes(int n_panels);
 void ternary_table(const TernaryWeights& w, int panel_begin, int panel_end, const int16_t* tile, const QuantizedRows& x,
-                   int first, int n, float* y, size_t y_stride, void* scratch);
+                   int first, int n, int min_tokens, float* y, size_t y_stride, void* scratch);
 
 }  // namespace scalar
 
@@ -32,7 +32,7 @@ void ternary_direct(const TernaryWeights& w, int panel_begin, int panel_end, con
 void table_tile(const QuantizedRows& x, int first, int n, int k_blocks, int16_t* tile);
 size_t table_scratch_bytes(int n_panels);
 void ternary_table(const TernaryWeights& w, int panel_begin, int panel_end, const int16_t* tile, const QuantizedRows& x,
-                   int first, int n, float* y, size_t y_stride, void* scratch);
+                   int first, int n, int min_tokens, float* y, size_t y_stride, void* scratch);
 
 }  // namespace avx2
 

@@ -225,9 +225,9 @@ void direct_decoded(const TernaryWeights& w, int panel_begin, int panel_end, con
 // decode. V = 1 or 2 vectors of 16 tokens make an entry. A pass adds 8/V tables (2/V k-blocks) to the int16 sums of a
 // row block.
 
-// Panels whose int16 sums (2 KB a panel) are swept by every pass: they stay in L2 beside the weights that stream
+// The int16 sums of a row block (2 KB a panel) are swept by every pass: they stay in L2 beside the weights that stream
 // through, and building the tables (324 entries a pass) is small against 10 loads a row.
-constexpr int kRowBlockPanels = 80;
+constexpr int kRowBlockPanels = kMostTablePanels;
 
 template <int V>
 struct TableShape {
@@ -500,13 +500,13 @@ size_t table_scratch_bytes(int n_panels) {
 }
 
 void ternary_table(const TernaryWeights& w, int panel_begin, int panel_end, const int16_t* tile, const QuantizedRows& x,
-                   int first, int n, float* y, size_t y_stride, void* scratch) {
+                   int first, int n, int min_tokens, float* y, size_t y_stride, void* scratch) {
     const int n_panels = panel_end - panel_begin;
     if (n_panels <= 0 || n <= 0) return;
     float* out = y + size_t(first) * y_stride;
 
     // Entries of 16 tokens cost half of those of 32. What they leave, if it is little, is cheaper to multiply.
-    const int n_looked_up = n < kTableMinTokens ? 0 : n < 16 ? n : n < 16 + kTableMinTokens ? 16 : n;
+    const int n_looked_up = n < min_tokens ? 0 : n < 16 ? n : n < 16 + min_tokens ? 16 : n;
     if (n_looked_up > 0) {
         float scales[kTableTokens];
         for (int t = 0; t < n_looked_up; ++t) scales[t] = w.scale * x.scales[first + t];

@@ -69,7 +69,7 @@ size_t table_scratch_bytes(int) { return 0; }
 
 // No tables here: the products of the tile's tokens, summed directly.
 void ternary_table(const TernaryWeights& w, int panel_begin, int panel_end, const int16_t* tile, const QuantizedRows& x,
-                   int first, int n, float* y, size_t y_stride, void*) {
+                   int first, int n, int, float* y, size_t y_stride, void*) {
     for (int panel = panel_begin; panel < panel_end; ++panel) {
         int32_t dots[kPanelRows][kTableTokens] = {};
         for (int kb = 0; kb < w.k_blocks; ++kb) {

@@ -91,6 +91,18 @@ DenseRows dense_rows(const TensorInfo& tensor) {
     return {type, tensor.data, row_bytes(type, tensor.dims[0])};
 }
 
+// What embedding and head have to be converted to so that both are of the wanted type; nullopt: nothing.
+std::optional<TensorType> type_to_convert_to(std::optional<TensorType> wanted, const TensorInfo& embedding, const TensorInfo& head) {
+    if (!wanted) return std::nullopt;
+    const uint32_t id = static_cast<uint32_t>(*wanted);
+    if (embedding.type_id == id && head.type_id == id) return std::nullopt;
+    if (embedding.dims[0] % block_elements(*wanted) != 0)
+        throw InvalidRequestError("embd_type: " + tensor_type_name(id) + " has blocks of " + std::to_string(block_elements(*wanted)) +
+                                  " elements, and rows of " + std::to_string(embedding.dims[0]) +
+                                  " cannot be divided into them; choose another type");
+    return wanted;
+}
+
 void check_token_ids(const GgufFile& file, int32_t vocab_size) {
     for (const char* key : {"tokenizer.ggml.bos_token_id", "tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id",
                             "tokenizer.ggml.unknown_token_id", "tokenizer.ggml.padding_token_id"}) {
@@ -146,7 +158,8 @@ std::shared_ptr<Model> Model::load(std::shared_ptr<GgufFile> file, const ModelOp
     }
     finder.refuse_unused();
 
-    model->packed_ = PackedWeights::create(*file, sources, *head, embedding, options.n_threads, options.cache_path);
+    const DenseSources dense{&embedding, head, type_to_convert_to(options.embedding_type, embedding, *head)};
+    model->packed_ = PackedWeights::create(*file, sources, dense, options.n_threads, options.cache_path);
     const PackedWeights& packed = *model->packed_;
     if (!packed.warning().empty()) model->warnings_.push_back(packed.warning());
     size_t index = 0;
@@ -160,8 +173,13 @@ std::shared_ptr<Model> Model::load(std::shared_ptr<GgufFile> file, const ModelOp
 
     model->embedding_ = dense_rows(embedding);
     model->head_ = dense_rows(*head);
+    if (dense.kept_as) {
+        const size_t bytes = row_bytes(*dense.kept_as, static_cast<size_t>(s.hidden_size));
+        model->embedding_ = {*dense.kept_as, packed.converted_embedding(), bytes};
+        model->head_ = {*dense.kept_as, packed.converted_head(), bytes};
+    }
     for (const TensorInfo& tensor : file->tensors()) model->n_parameters_ += tensor.n_elements();
-    if (!options.use_mmap) {
+    if (!options.use_mmap && !dense.kept_as) {
         const size_t embedding_bytes = model->embedding_.row_bytes * static_cast<size_t>(s.vocab_size);
         const size_t head_bytes = model->tied_head_ ? 0 : model->head_.row_bytes * static_cast<size_t>(s.vocab_size);
         model->dense_memory_ = PageBuffer(embedding_bytes + head_bytes);
@@ -170,13 +188,16 @@ std::shared_ptr<Model> Model::load(std::shared_ptr<GgufFile> file, const ModelOp
         if (head_bytes) std::memcpy(memory + embedding_bytes, model->head_.data, head_bytes);
         model->embedding_.data = memory;
         model->head_.data = model->tied_head_ ? memory : memory + embedding_bytes;
-        file->file().forget(0, file->file().size());
     }
+    if (!options.use_mmap) file->file().forget(0, file->file().size());
     if (options.use_mlock) {
         std::string reason;
-        const bool locked = packed.lock(&reason) &&
-                            (options.use_mmap ? file->file().lock(&reason)
-                                              : model->dense_memory_.lock() || (reason = "the system refused", false));
+        const auto lock_rows = [&] {
+            if (dense.kept_as) return true;  // they are among the packed weights
+            if (options.use_mmap) return file->file().lock(&reason);
+            return model->dense_memory_.lock() || (reason = "the system refused", false);
+        };
+        const bool locked = packed.lock(&reason) && lock_rows();
         if (!locked) model->warnings_.push_back("use_mlock: the weights could not be locked in memory: " + reason);
     }
     return model;

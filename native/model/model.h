@@ -1,7 +1,8 @@
-// A loaded model: architecture, sizes, packed weights, norms, and the embedding and head rows as the file stores them.
+// A loaded model: architecture, sizes, packed weights, norms, and the embedding and head rows.
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -12,7 +13,7 @@
 
 namespace bitnet {
 
-// Rows of a dense matrix in any supported format, in the file mapping or in private memory.
+// Rows of a dense matrix in any supported format: in the file mapping, in private memory or among the packed weights.
 struct DenseRows {
     TensorType type = TensorType::F32;
     const uint8_t* data = nullptr;
@@ -34,6 +35,7 @@ struct ModelOptions {
     bool use_mmap = true;     // embedding and head rows stay in the file mapping; false copies them
     bool use_mlock = false;
     std::string cache_path;   // packed weights; empty = private memory
+    std::optional<TensorType> embedding_type;  // embedding and head are kept in this type; nullopt = as in the file
 };
 
 class Model {
@@ -51,7 +53,7 @@ public:
     const PackedWeights& packed() const { return *packed_; }
     bool tied_head() const { return tied_head_; }
     uint64_t n_parameters() const { return n_parameters_; }
-    size_t dense_bytes() const;  // embedding and head rows as stored
+    size_t dense_bytes() const;  // embedding and head rows as kept
     const std::vector<std::string>& warnings() const { return warnings_; }
 
 private:
@@ -64,7 +66,7 @@ private:
     std::vector<float> output_norm_;
     DenseRows embedding_;
     DenseRows head_;
-    PageBuffer dense_memory_;  // use_mmap = false: copies of the rows above
+    PageBuffer dense_memory_;  // use_mmap = false: copies of the file's rows
     std::shared_ptr<PackedWeights> packed_;
     bool tied_head_ = true;
     uint64_t n_parameters_ = 0;

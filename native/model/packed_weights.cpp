@@ -53,12 +53,14 @@ private:
 struct PackedWeights::Layout {
     CacheHeader header{};
     std::vector<size_t> matrices;  // offset of each
+    size_t embedding_rows = 0, head_rows_as = 0;  // converted rows; 0 = none
     size_t head_values = 0, head_scales = 0, head_error_norms = 0, head_row_norms = 0, nonzeros = 0;
     size_t stride = 0;
     int32_t head_rows = 0;
 
-    Layout(const GgufFile& file, const std::vector<TernarySource>& sources, const TensorInfo& head)
-        : stride(align64(head.dims[0])), head_rows(static_cast<int32_t>(head.dims[1])) {
+    Layout(const GgufFile& file, const std::vector<TernarySource>& sources, const DenseSources& dense)
+        : stride(align64(dense.head->dims[0])), head_rows(static_cast<int32_t>(dense.head->dims[1])) {
+        const TensorInfo& head = *dense.head;
         size_t end = align64(sizeof(CacheHeader));
         const auto place = [&end](size_t bytes) {
             const size_t offset = end;
@@ -74,6 +76,12 @@ struct PackedWeights::Layout {
             hash.add(source.row_order.size());
         }
         const size_t rows = static_cast<size_t>(head_rows);
+        if (dense.kept_as) {
+            const size_t bytes = rows * row_bytes(*dense.kept_as, head.dims[0]);
+            head_rows_as = place(bytes);
+            embedding_rows = dense.embedding == dense.head ? head_rows_as : place(bytes);
+            hash.add(*dense.kept_as);
+        }
         head_values = place(rows * stride);
         head_scales = place(rows * sizeof(float));
         head_error_norms = place(rows * sizeof(float));
@@ -158,14 +166,9 @@ uint64_t pack_matrix(ThreadPool& pool, const GgufFile& file, const TernarySource
 }
 
 // One row of the head to int8, with the norms the error bound needs (rounded up, so that the bound stays rigorous).
-// Returns false if the row holds a value that is not finite.
-bool pack_head_row(const float* row, size_t n, int8_t* values, size_t stride, float* scale, float* error_norm, float* row_norm) {
+void pack_head_row(const float* row, size_t n, int8_t* values, size_t stride, float* scale, float* error_norm, float* row_norm) {
     float absmax = 0;
-    bool finite = true;
-    for (size_t i = 0; i < n; i++) {
-        absmax = std::max(absmax, std::fabs(row[i]));
-        finite &= std::isfinite(row[i]);
-    }
+    for (size_t i = 0; i < n; i++) absmax = std::max(absmax, std::fabs(row[i]));
     // A row too small for 127 / absmax to be a float counts as zero; the error norm covers it.
     const bool is_zero = absmax < 1e-30f;
     const float inverse = is_zero ? 0.0f : 127.0f / absmax;
@@ -182,33 +185,84 @@ bool pack_head_row(const float* row, size_t n, int8_t* values, size_t stride, fl
     std::memset(values + n, 0, stride - n);
     *error_norm = static_cast<float>(std::sqrt(error) * (1 + 1e-6));
     *row_norm = static_cast<float>(std::sqrt(norm) * (1 + 1e-6));
-    return finite;
 }
 
-void check_finite(ThreadPool& pool, const GgufFile& file, const TensorInfo& tensor) {
-    const auto type = static_cast<TensorType>(tensor.type_id);
-    const size_t n = tensor.dims[0], file_row = row_bytes(type, n);
-    std::atomic<bool> finite{true};
+// Reads rows of embedding or head as they will be used: decoded, and converted if they are kept in another type.
+class RowReader {
+public:
+    RowReader(const TensorInfo& tensor, std::optional<TensorType> kept_as)
+        : tensor_(tensor),
+          type_(static_cast<TensorType>(tensor.type_id)),
+          kept_as_(kept_as.value_or(type_)),
+          n_(tensor.dims[0]),
+          file_row_(row_bytes(type_, n_)) {}
+
+    size_t n() const { return n_; }
+    size_t kept_row_bytes() const { return row_bytes(kept_as_, n_); }
+
+    // Row r to values [n] and to kept [kept_row_bytes()]. From any thread.
+    void read(size_t r, float* values, uint8_t* kept) {
+        const uint8_t* row = tensor_.data + r * file_row_;
+        decode_row(type_, row, n_, values);
+        if (!all_finite(values)) {
+            finite_ = false;
+            std::fill_n(values, n_, 0.0f);
+        }
+        if (kept_as_ == type_) {
+            std::memcpy(kept, row, file_row_);
+            return;
+        }
+        encode_row(kept_as_, values, n_, kept);
+        decode_row(kept_as_, kept, n_, values);
+        if (!all_finite(values)) fits_ = false;
+    }
+
+    // Throws if a row that was read had a value that is not finite, in the file or after the conversion.
+    void check(const GgufFile& file) const {
+        const std::string name = "tensor '" + std::string(tensor_.name) + "'";
+        if (!finite_) file.fail(name + " has a value that is not finite");
+        if (!fits_)
+            file.fail(name + " has a value too large for " + tensor_type_name(static_cast<uint32_t>(kept_as_)) +
+                      "; keep it in another type (embd_type)");
+    }
+
+    void forget(const GgufFile& file, size_t first, size_t count) const {
+        file.file().forget(static_cast<size_t>(tensor_.data - file.file().data()) + first * file_row_, count * file_row_);
+    }
+
+private:
+    bool all_finite(const float* values) const {
+        return std::all_of(values, values + n_, [](float value) { return std::isfinite(value); });
+    }
+
+    const TensorInfo& tensor_;
+    TensorType type_, kept_as_;
+    size_t n_, file_row_;
+    std::atomic<bool> finite_{true}, fits_{true};
+};
+
+// f(r, values, kept) for rows [first, first + count) of a reader, on all threads.
+template <class F>
+void for_rows(ThreadPool& pool, RowReader& reader, int32_t first, int32_t count, F&& f) {
     pool.run([&](ThreadPool::Worker& worker) {
-        std::vector<float> row(n);
-        worker.parallel_for(static_cast<int64_t>(tensor.dims[1]), 64, [&](int64_t begin, int64_t end) {
-            for (int64_t r = begin; r < end; r++) {
-                decode_row(type, tensor.data + static_cast<size_t>(r) * file_row, n, row.data());
-                if (!std::all_of(row.begin(), row.end(), [](float value) { return std::isfinite(value); })) finite = false;
+        std::vector<float> values(reader.n());
+        std::vector<uint8_t> kept(reader.kept_row_bytes());
+        worker.parallel_for(count, 64, [&](int64_t begin, int64_t end) {
+            for (int64_t i = begin; i < end; i++) {
+                const size_t r = static_cast<size_t>(first + i);
+                reader.read(r, values.data(), kept.data());
+                f(r, values.data(), kept.data());
             }
         });
     });
-    if (!finite) file.fail("tensor '" + std::string(tensor.name) + "' has a value that is not finite");
-    file.file().forget(static_cast<size_t>(tensor.data - file.file().data()), tensor.extent);
 }
 
 }  // namespace
 
 std::shared_ptr<PackedWeights> PackedWeights::create(const GgufFile& file, const std::vector<TernarySource>& matrices,
-                                                     const TensorInfo& head, const TensorInfo& embedding, int n_threads,
-                                                     const std::string& cache_path) {
+                                                     const DenseSources& dense, int n_threads, const std::string& cache_path) {
     auto packed = std::shared_ptr<PackedWeights>(new PackedWeights());
-    Layout layout(file, matrices, head);
+    Layout layout(file, matrices, dense);
     if (!cache_path.empty() && packed->map_cache(layout, cache_path)) {
         packed->from_cache_ = true;
         packed->attach(layout, packed->cache_->data(), file, matrices);
@@ -217,7 +271,7 @@ std::shared_ptr<PackedWeights> PackedWeights::create(const GgufFile& file, const
 
     const auto pack = [&](uint8_t* memory, AtomicFile* cache) {
         ThreadPool pool(n_threads);
-        if (&embedding != &head) check_finite(pool, file, embedding);
+        RowReader head(*dense.head, dense.kept_as), embedding(*dense.embedding, dense.kept_as);
         SectionWriter writer(memory, cache);
         CacheHeader* header = reinterpret_cast<CacheHeader*>(writer.stage(0, sizeof(CacheHeader)));
         *header = layout.header;
@@ -232,31 +286,35 @@ std::shared_ptr<PackedWeights> PackedWeights::create(const GgufFile& file, const
             file.file().forget(static_cast<size_t>(matrices[i].tensor->data - file.file().data()), matrices[i].tensor->extent);
         }
 
-        const auto type = static_cast<TensorType>(head.type_id);
-        const size_t n = head.dims[0], file_row = row_bytes(type, n);
-        std::vector<float> scales(static_cast<size_t>(layout.head_rows)), error_norms(scales.size()), row_norms(scales.size());
-        std::atomic<bool> finite{true};
-        for (int32_t first = 0; first < layout.head_rows; first += kHeadRowsPerStage) {
-            const int32_t count = std::min(kHeadRowsPerStage, layout.head_rows - first);
-            const size_t offset = layout.head_values + static_cast<size_t>(first) * layout.stride;
-            uint8_t* staged = writer.stage(offset, static_cast<size_t>(count) * layout.stride);
-            const uint8_t* source = head.data + static_cast<size_t>(first) * file_row;
-            pool.run([&](ThreadPool::Worker& worker) {
-                std::vector<float> row(n);
-                worker.parallel_for(count, 64, [&](int64_t begin, int64_t end) {
-                    for (int64_t r = begin; r < end; r++) {
-                        const size_t i = static_cast<size_t>(first + r), at = static_cast<size_t>(r);
-                        decode_row(type, source + at * file_row, n, row.data());
-                        if (!pack_head_row(row.data(), n, reinterpret_cast<int8_t*>(staged) + at * layout.stride, layout.stride,
-                                           &scales[i], &error_norms[i], &row_norms[i]))
-                            finite = false;
-                    }
-                });
-            });
-            writer.commit(offset, staged, static_cast<size_t>(count) * layout.stride);
-            file.file().forget(static_cast<size_t>(source - file.file().data()), static_cast<size_t>(count) * file_row);
+        // Rows of a reader, one section of them: make(r, values, kept, out) writes `bytes` bytes.
+        const auto write_rows = [&](RowReader& reader, size_t section, size_t bytes, auto&& make) {
+            for (int32_t first = 0; first < layout.head_rows; first += kHeadRowsPerStage) {
+                const int32_t count = std::min(kHeadRowsPerStage, layout.head_rows - first);
+                const size_t start = static_cast<size_t>(first), size = static_cast<size_t>(count) * bytes;
+                uint8_t* staged = writer.stage(section + start * bytes, size);
+                for_rows(pool, reader, first, count,
+                         [&](size_t r, const float* values, const uint8_t* kept) { make(r, values, kept, staged + (r - start) * bytes); });
+                writer.commit(section + start * bytes, staged, size);
+                reader.forget(file, start, static_cast<size_t>(count));
+            }
+            reader.check(file);
+        };
+        const auto write_converted = [&](RowReader& reader, size_t section) {
+            const size_t bytes = reader.kept_row_bytes();
+            write_rows(reader, section, bytes, [&](size_t, const float*, const uint8_t* kept, uint8_t* out) { std::memcpy(out, kept, bytes); });
+        };
+        if (dense.kept_as) write_converted(head, layout.head_rows_as);
+        if (dense.kept_as && dense.embedding != dense.head) write_converted(embedding, layout.embedding_rows);
+        if (!dense.kept_as && dense.embedding != dense.head) {  // used from the file: only checked
+            for_rows(pool, embedding, 0, layout.head_rows, [](size_t, const float*, const uint8_t*) {});
+            embedding.check(file);
+            embedding.forget(file, 0, static_cast<size_t>(layout.head_rows));
         }
-        if (!finite) file.fail("tensor '" + std::string(head.name) + "' has a value that is not finite");
+
+        std::vector<float> scales(static_cast<size_t>(layout.head_rows)), error_norms(scales.size()), row_norms(scales.size());
+        write_rows(head, layout.head_values, layout.stride, [&](size_t r, const float* values, const uint8_t*, uint8_t* out) {
+            pack_head_row(values, head.n(), reinterpret_cast<int8_t*>(out), layout.stride, &scales[r], &error_norms[r], &row_norms[r]);
+        });
         const auto put = [&](size_t offset, const void* data, size_t bytes) {
             uint8_t* staged = writer.stage(offset, bytes);
             std::memcpy(staged, data, bytes);
@@ -317,6 +375,10 @@ void PackedWeights::attach(const Layout& layout, const uint8_t* base, const Gguf
                       std::to_string(w.scale));
         matrices_.push_back(w);
         ternary_bytes_ += n9_bytes(source.rows, source.cols);
+    }
+    if (layout.head_rows_as != 0) {
+        converted_head_ = base + layout.head_rows_as;
+        converted_embedding_ = base + layout.embedding_rows;
     }
     head_.values = reinterpret_cast<const int8_t*>(base + layout.head_values);
     head_.stride = layout.stride;

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -24,6 +25,13 @@ struct TernarySource {
     std::vector<int32_t> row_order;
 };
 
+// Embedding and output head, and the type their rows shall be kept in.
+struct DenseSources {
+    const TensorInfo* embedding;
+    const TensorInfo* head;                // the same tensor if they are tied
+    std::optional<TensorType> kept_as;     // nullopt: as in the file, which holds them then; else they are converted here
+};
+
 // The output head's rows as int8 with what the error bound needs: for every row w ~= scale * values,
 //   |w.h - scale*values.h~| <= error_norm * |h| + row_norm * |h - h~|
 struct HeadRows {
@@ -38,13 +46,15 @@ class PackedWeights {
 public:
     // Packs, or maps what an earlier load packed. `cache_path` empty: private memory. A cache that cannot be written falls
     // back to private memory with a warning. Throws ModelFileError on a code 3, a scale that is not finite and >= 0, or a
-    // value in head or embedding (which may be the same tensor) that is not finite.
+    // value in head or embedding that is not finite, also once it is converted.
     static std::shared_ptr<PackedWeights> create(const GgufFile& file, const std::vector<TernarySource>& matrices,
-                                                 const TensorInfo& head, const TensorInfo& embedding, int n_threads,
-                                                 const std::string& cache_path);
+                                                 const DenseSources& dense, int n_threads, const std::string& cache_path);
 
     const TernaryWeights& matrix(size_t index) const { return matrices_[index]; }
     const HeadRows& head() const { return head_; }
+    // Converted rows, one after another; null: those of the file are used.
+    const uint8_t* converted_embedding() const { return converted_embedding_; }
+    const uint8_t* converted_head() const { return converted_head_; }
     bool is_all_zero(size_t index) const { return nonzeros_[index] == 0; }
     size_t ternary_bytes() const { return ternary_bytes_; }
     size_t head_bytes() const { return head_bytes_; }
@@ -62,6 +72,8 @@ private:
     std::vector<TernaryWeights> matrices_;
     std::vector<uint64_t> nonzeros_;
     HeadRows head_;
+    const uint8_t* converted_embedding_ = nullptr;
+    const uint8_t* converted_head_ = nullptr;
     size_t ternary_bytes_ = 0;
     size_t head_bytes_ = 0;
     bool from_cache_ = false;

@@ -23,13 +23,16 @@ size_t floats(size_t n) { return n * sizeof(float); }
 
 }  // namespace
 
-Runner::Runner(std::shared_ptr<Model> model, int n_blocks, int max_batch_tokens, int n_threads, const Kernels& kernels)
+Runner::Runner(std::shared_ptr<Model> model, int n_blocks, int max_batch_tokens, int n_threads, const Kernels& kernels,
+               const Tiles& tiles)
     : model_(std::move(model)),
       kernels_(kernels),
       pool_(n_threads),
       kv_(model_->sizes().n_layers, model_->sizes().n_kv_heads, model_->sizes().head_dim, n_blocks),
       head_(*model_, kernels_, pool_),
-      max_batch_tokens_(max_batch_tokens) {
+      max_batch_tokens_(max_batch_tokens),
+      tile_sizes_(tiles) {
+    if (tile_sizes_.table_min_tokens == 0) tile_sizes_.table_min_tokens = kernels_.table_min_tokens;
     const ModelSizes& s = model_->sizes();
     const size_t n = static_cast<size_t>(max_batch_tokens), threads = static_cast<size_t>(pool_.size());
     const size_t hidden = static_cast<size_t>(s.hidden_size), ffn = static_cast<size_t>(s.ffn_size);
@@ -225,7 +228,7 @@ void Runner::layer(Worker& worker, int index) {
 }
 
 // All products of the quantised activations [n_tokens][width] with matrices of that width, as one piece of shared work over
-// the panels of all of them: few tokens by multiply-add; from the count on that the kernel set names, in tiles of 32 tokens
+// the panels of all of them: few tokens by multiply-add; from tile_sizes_.table_min_tokens on, in tiles of 32 tokens
 // by table lookup.
 void Runner::multiply(Worker& worker, int32_t width, std::initializer_list<Product> products) {
     const size_t stride = round_up(static_cast<size_t>(width), 64);
@@ -242,9 +245,11 @@ void Runner::multiply(Worker& worker, int32_t width, std::initializer_list<Produ
             first += product.w->n_panels;
         }
     };
-    if (n_tokens_ < kernels_.table_min_tokens) {
-        // About eight pieces a thread: balanced on a busy machine, yet long linear streams.
-        worker.parallel_for(n_panels, std::max<int64_t>(2, n_panels / (int64_t{8} * worker.n_threads())), [&](int64_t begin, int64_t end) {
+    const bool look_up = n_tokens_ >= tile_sizes_.table_min_tokens;
+    if (worker.thread() == 0) (look_up ? n_looked_up_ : n_multiplied_) += products.size();
+    if (!look_up) {
+        const int64_t n_pieces = int64_t{tile_sizes_.pieces_per_thread} * worker.n_threads();
+        worker.parallel_for(n_panels, std::max<int64_t>(2, n_panels / n_pieces), [&](int64_t begin, int64_t end) {
             for_panels(begin, end, [&](const Product& product, int from, int to) {
                 kernels_.ternary_direct(*product.w, from, to, x, n_tokens_, product.y, static_cast<size_t>(product.w->rows));
             });
@@ -266,13 +271,17 @@ void Runner::multiply(Worker& worker, int32_t width, std::initializer_list<Produ
     const int64_t pieces = (int64_t{4} * worker.n_threads() + n_tiles - 1) / n_tiles;
     const int64_t piece_panels = std::max(std::min(kMinTablePanels, n_panels), (n_panels + pieces - 1) / pieces);
     const int64_t n_pieces = (n_panels + piece_panels - 1) / piece_panels;
+    const int row_block = tile_sizes_.row_block / kPanelRows;
     worker.parallel_for(n_tiles * n_pieces, 1, [&](int64_t begin, int64_t end) {
         for (int64_t item = begin; item < end; item++) {
             const int64_t tile = item % n_tiles, from = item / n_tiles * piece_panels;
             for_panels(from, std::min(from + piece_panels, n_panels), [&](const Product& product, int p0, int p1) {
-                kernels_.ternary_table(*product.w, p0, p1, tile_at(tile), x, static_cast<int>(tile) * kTableTokens, tile_tokens(tile),
-                                       product.y, static_cast<size_t>(product.w->rows),
-                                       table_scratch_.data() + static_cast<size_t>(worker.thread()) * table_scratch_bytes_);
+                const int n_blocks = (p1 - p0 + row_block - 1) / row_block;
+                for (int block = 0; block < n_blocks; block++)  // of nearly equal size
+                    kernels_.ternary_table(*product.w, p0 + (p1 - p0) * block / n_blocks, p0 + (p1 - p0) * (block + 1) / n_blocks,
+                                           tile_at(tile), x, static_cast<int>(tile) * kTableTokens, tile_tokens(tile),
+                                           tile_sizes_.table_min_tokens, product.y, static_cast<size_t>(product.w->rows),
+                                           table_scratch_.data() + static_cast<size_t>(worker.thread()) * table_scratch_bytes_);
             });
         }
     });

@@ -22,10 +22,22 @@ struct SequenceSlice {
     int32_t length = 0;           // new tokens
 };
 
+// How the ternary products are cut into pieces. None of it changes a bit of any result.
+struct Tiles {
+    // From this many tokens on products look up tables instead of multiplying: 1 = always, INT_MAX = never, 0 = as is fastest
+    // with the kernels in use.
+    int table_min_tokens = 0;
+    // Rows whose sums one table lookup keeps at hand: 32 to 32 * kMostTablePanels.
+    int row_block = kPanelRows * kMostTablePanels;
+    // Pieces a multiply-add product is cut into for each thread: more are better balanced, fewer are longer linear streams.
+    int pieces_per_thread = 8;
+};
+
 class Runner {
 public:
     // Throws std::bad_alloc if the KV store or the scratch memory cannot be had.
-    Runner(std::shared_ptr<Model> model, int n_blocks, int max_batch_tokens, int n_threads, const Kernels& kernels);
+    Runner(std::shared_ptr<Model> model, int n_blocks, int max_batch_tokens, int n_threads, const Kernels& kernels,
+           const Tiles& tiles = {});
 
     // `tokens` holds the slices' tokens one after another; `outputs` (ascending) are the indices whose final state is kept.
     // Throws InvalidRequestError for ids, positions or blocks out of range, CancelledError after cancel().
@@ -42,6 +54,10 @@ public:
     const Kernels& kernels() const { return kernels_; }
     int n_threads() const { return pool_.size(); }
     int max_batch_tokens() const { return max_batch_tokens_; }
+    const Tiles& tiles() const { return tile_sizes_; }
+    // Matrix products so far: by multiply-add, and by table lookup.
+    uint64_t n_multiplied() const { return n_multiplied_; }
+    uint64_t n_looked_up() const { return n_looked_up_; }
 
 private:
     using Worker = ThreadPool::Worker;
@@ -67,6 +83,8 @@ private:
     KvStore kv_;
     OutputHead head_;
     int max_batch_tokens_;
+    Tiles tile_sizes_;
+    uint64_t n_multiplied_ = 0, n_looked_up_ = 0;
 
     // The step under way.
     const std::vector<SequenceSlice>* slices_ = nullptr;

@@ -19,6 +19,17 @@ uint16_t load_u16(const uint8_t* bytes) {
     return value;
 }
 
+// Block: f16 scale d, 16 bytes; byte j holds elements j (low nibble) and j + 16; value = d * (q - 8).
+void decode_q4_0(const uint8_t* row, size_t n, float* out) {
+    for (size_t i = 0; i < n; i += 32, row += 18) {
+        const float d = f16_to_f32(load_u16(row));
+        for (size_t j = 0; j < 16; j++) {
+            out[i + j] = d * static_cast<float>((row[2 + j] & 15) - 8);
+            out[i + j + 16] = d * static_cast<float>((row[2 + j] >> 4) - 8);
+        }
+    }
+}
+
 // Block: f16 scale d, 32 int8 q; value = d * q.
 void decode_q8_0(const uint8_t* row, size_t n, float* out) {
     for (size_t i = 0; i < n; i += 32, row += 34) {
@@ -104,6 +115,7 @@ void decode_row(TensorType type, const uint8_t* row, size_t n, float* out) {
         case TensorType::BF16:
             for (size_t i = 0; i < n; i++) out[i] = bf16_to_f32(load_u16(row + 2 * i));
             return;
+        case TensorType::Q4_0: decode_q4_0(row, n, out); return;
         case TensorType::Q8_0: decode_q8_0(row, n, out); return;
         case TensorType::Q6_K: decode_q6_k(row, n, out); return;
         case TensorType::I2_S: break;

@@ -2,6 +2,8 @@
 // the file holds.
 #include "quant/tensor_type.h"
 
+#include <algorithm>
+#include <cctype>
 #include <limits>
 
 namespace bitnet {
@@ -14,6 +16,7 @@ uint64_t block_bytes(TensorType type) {
         case TensorType::F32: return 4;
         case TensorType::F16: return 2;
         case TensorType::BF16: return 2;
+        case TensorType::Q4_0: return 18;   // f16 scale + 32 nibbles
         case TensorType::Q8_0: return 34;   // f16 scale + 32 int8
         case TensorType::Q6_K: return 210;  // 128 low nibbles, 64 high pairs, 16 int8 scales, f16 scale
         case TensorType::I2_S: break;
@@ -75,10 +78,22 @@ std::string tensor_type_name(uint32_t id) {
     return std::string(known_name(id)) + " (" + std::to_string(id) + ")";
 }
 
+std::optional<TensorType> tensor_type_named(std::string_view name) {
+    for (const TensorType type : {TensorType::F32, TensorType::F16, TensorType::Q4_0, TensorType::Q8_0, TensorType::Q6_K,
+                                  TensorType::BF16, TensorType::I2_S}) {
+        const std::string_view known = known_name(static_cast<uint32_t>(type));
+        if (std::equal(known.begin(), known.end(), name.begin(), name.end(),
+                       [](char a, char b) { return std::tolower(a) == std::tolower(static_cast<unsigned char>(b)); }))
+            return type;
+    }
+    return std::nullopt;
+}
+
 bool is_supported(uint32_t id) {
     switch (static_cast<TensorType>(id)) {
         case TensorType::F32:
         case TensorType::F16:
+        case TensorType::Q4_0:
         case TensorType::Q8_0:
         case TensorType::Q6_K:
         case TensorType::BF16:
@@ -89,6 +104,7 @@ bool is_supported(uint32_t id) {
 
 uint32_t block_elements(TensorType type) {
     switch (type) {
+        case TensorType::Q4_0:
         case TensorType::Q8_0: return 32;
         case TensorType::Q6_K: return 256;
         default: return 1;

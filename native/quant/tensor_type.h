@@ -5,12 +5,14 @@
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <string_view>
 
 namespace bitnet {
 
 enum class TensorType : uint32_t {
     F32 = 0,
     F16 = 1,
+    Q4_0 = 2,
     Q8_0 = 8,
     Q6_K = 14,
     BF16 = 30,
@@ -20,10 +22,13 @@ enum class TensorType : uint32_t {
 // Human-readable name of any type id: "I2_S" for a supported type, "Q4_K (12)" or "unknown (99)" for all others.
 std::string tensor_type_name(uint32_t id);
 
+// The type of a name such as "f16" or "Q6_K"; nullopt if it is unknown or this engine cannot read it.
+std::optional<TensorType> tensor_type_named(std::string_view name);
+
 // Whether this engine can read tensors of the type.
 bool is_supported(uint32_t id);
 
-// Elements per block (32 for Q8_0, 256 for Q6_K, 1 for plain floats and for I2_S, which is blocked over the flat tensor).
+// Elements per block (32 for Q4_0 and Q8_0, 256 for Q6_K, 1 for plain floats and for I2_S, which is blocked over the flat tensor).
 uint32_t block_elements(TensorType type);
 
 // Bytes of a tensor with `n_elements` elements (a multiple of block_elements): nullopt on overflow. For I2_S:

@@ -9,20 +9,24 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from bitnet.config import BitNetConfig
     from bitnet.engines.generation import Generation
     from bitnet.engines.registry import unload_all
     from bitnet.errors import (
         BitNetError,
         CancelledError,
         ChatTemplateError,
+        ConfigError,
         ConstraintError,
         ContextOverflowError,
+        DeadlineError,
         EngineClosedError,
         ModelFileError,
         ModelNotFoundError,
         OverloadedError,
         ValidationError,
     )
+    from bitnet.inference import BitNetInference, BitNetService
     from bitnet.model import BitNet
     from bitnet.values import (
         Delta,
@@ -46,11 +50,16 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BitNet",
+    "BitNetConfig",
     "BitNetError",
+    "BitNetInference",
+    "BitNetService",
     "CancelledError",
     "ChatTemplateError",
+    "ConfigError",
     "ConstraintError",
     "ContextOverflowError",
+    "DeadlineError",
     "Delta",
     "EmbeddingRequest",
     "EngineClosedError",
@@ -86,6 +95,12 @@ def __getattr__(name: str) -> Any:
         value: Any = _version()
     elif name == "BitNet":
         from bitnet.model import BitNet as value
+    elif name == "BitNetConfig":
+        from bitnet.config import BitNetConfig as value
+    elif name in ("BitNetInference", "BitNetService"):
+        from bitnet import inference
+
+        value = getattr(inference, name)
     elif name == "Generation":
         from bitnet.engines.generation import Generation as value
     elif name == "unload_all":

@@ -55,9 +55,11 @@ class Model:
         use_mmap: bool = True,
         use_mlock: bool = False,
         cache_path: str = "",
+        embd_type: str = "",
     ) -> None:
         """`cache_path`: where the packed weights are kept and mapped from (use_mmap); empty = private
-        memory. `n_threads` only speeds up packing; 0 = physical cores."""
+        memory. `n_threads` only speeds up packing; 0 = physical cores. `embd_type`: the type that embedding
+        and head are kept in (f32, f16, q8_0, q6_k, q4_0); empty = the file's."""
     @property
     def architecture(self) -> str: ...
     @property
@@ -87,8 +89,11 @@ class Model:
     def ternary_bytes(self) -> int:
         """Bytes of the packed ternary matrices."""
     @property
+    def embd_type(self) -> str:
+        """The type embedding rows are kept in, such as "F16"."""
+    @property
     def head_bytes(self) -> int:
-        """Bytes of embedding and output head: the file's own rows and the packed int8 rows."""
+        """Bytes of embedding and output head: their rows as they are kept, and the packed int8 rows."""
     @property
     def from_cache(self) -> bool:
         """Whether the packed weights came from an existing cache file."""
@@ -109,9 +114,16 @@ class Runner:
         max_batch_tokens: int = 512,
         n_threads: int = 0,
         kernels: str = "",
+        table_min_tokens: int = 0,
+        row_block: int = 2560,
+        pieces_per_thread: int = 8,
     ) -> None:
         """`n_blocks` KV blocks of `block_size` positions (f16). `kernels`: force an instruction set,
-        one of `cpu_kernels()`."""
+        one of `cpu_kernels()`.
+
+        How ternary products are computed, without a change to any result: `table_min_tokens`: by table
+        lookup from this many tokens on (1 = always, 0 = as is fastest with these kernels), `row_block`: the
+        rows of one lookup (a multiple of 32), `pieces_per_thread`: how finely multiply-add is divided."""
     @property
     def block_size(self) -> int:
         """Positions in one KV block (32)."""
@@ -119,6 +131,12 @@ class Runner:
     def n_blocks(self) -> int: ...
     @property
     def n_threads(self) -> int: ...
+    @property
+    def tiles(self) -> dict[str, int]:
+        """table_min_tokens, row_block and pieces_per_thread, as they are used."""
+    @property
+    def n_products(self) -> tuple[int, int]:
+        """Matrix products so far: by multiply-add, and by table lookup."""
     @property
     def kernels(self) -> str: ...
     @property
@@ -193,6 +211,9 @@ class Sampler:
 
 def cpu_kernels() -> list[str]:
     """Kernel sets this processor can run, best first."""
+
+def encode_rows(values: NDArray[np.float32], type_name: str) -> NDArray[np.uint8]:
+    """Rows [n, cols] of finite numbers as f32, f16, q8_0, q6_k or q4_0: bytes [n, bytes of a row]."""
 
 def physical_cores() -> int: ...
 def build_info() -> dict[str, str]:

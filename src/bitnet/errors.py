@@ -44,6 +44,10 @@ class ValidationError(BitNetError, ValueError):
         self.field = field
 
 
+class ConfigError(ValidationError):
+    """A configuration file or mapping is wrong; the message names file, line and key."""
+
+
 class ConstraintError(BitNetError):
     """A response format or grammar cannot be enforced: unsupported, impossible or too complex."""
 

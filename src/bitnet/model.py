@@ -7,24 +7,33 @@ engine that is, and who else uses it, is the registry's business.
 from __future__ import annotations
 
 import asyncio
+import importlib
+import logging
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
-from bitnet import models
+from bitnet import logs, models
+from bitnet._native import physical_cores
+from bitnet.engines import deadline, tiles
 from bitnet.engines.generation import DeferredGeneration
 from bitnet.engines.native import NativeEngine
 from bitnet.engines.registry import Lease
+from bitnet.errors import BitNetError, ValidationError
 from bitnet.values import (
+    EmbdType,
     EmbeddingKind,
     EmbeddingRequest,
     GenerateOptions,
     ModelInfo,
     Pooling,
+    QuantType,
     Reply,
     Request,
+    Sampling,
+    as_choice,
     as_flag,
     as_integer,
     as_number,
@@ -37,9 +46,12 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from typing_extensions import Self, Unpack
 
+    from bitnet.config import BitNetConfig, ConfigLike
     from bitnet.engines import Engine
     from bitnet.engines.generation import Generation
     from bitnet.values import MessageLike
+
+logger = logging.getLogger("bitnet")
 
 
 class BitNet:
@@ -72,9 +84,18 @@ class BitNet:
         n_batch: int = 2,
         use_mmap: bool = True,
         use_mlock: bool = False,
+        quant_type: QuantType = "i2_s",
+        use_pretuned: bool = True,
+        kernel_params: Mapping[str, int] | None = None,
+        embd_type: EmbdType | None = None,
+        n_gpu_layers: int = 0,
+        main_gpu: int = 0,
+        low_vram: bool = False,
         kv_tokens: int | None = None,
         max_waiting: int = 1024,
         keep_alive: float = 0,
+        timeout: float = 0,
+        defaults: GenerateOptions | None = None,
         lazy: bool = False,
     ) -> None:
         """Load a model.
@@ -82,7 +103,7 @@ class BitNet:
         model: path of a GGUF file; None = the model bundled with this package.
         n_ctx: tokens a sequence (prompt and answer) may hold; 0 = the model's own limit; None = 2048, or
             that limit if it is smaller.
-        n_threads: compute threads; 0 = physical cores.
+        n_threads: compute threads; 0 = physical cores; never more than those.
         n_batch: requests computed together; memory for keys and values grows with it.
         kv_tokens: tokens whose keys and values are held for all requests together, n_ctx at least; None = as
             many as n_batch full contexts have. With fewer, requests that do not fit wait, or make way and are
@@ -90,24 +111,48 @@ class BitNet:
         use_mmap: keep the packed weights of large models in the user's cache directory and map them from
             there, shared between processes; False = in private memory.
         use_mlock: keep the weights from being swapped out.
+        quant_type: how ternary products are computed: "i2_s" multiplies and adds, except that many tokens
+            together (a prompt) look up tables where that is faster on this processor; "tl1" always looks up
+            tables. The results are the same bits.
+        use_pretuned: use the tile sizes that come with the package for this processor, else safe ones; False
+            = measure which are fastest when a model is first loaded, and keep them in the cache directory.
+        kernel_params: tile sizes to use as they are: table_min_tokens, row_block, pieces_per_thread (see
+            bitnet.engines.tiles).
+        embd_type: what embedding and output head are kept as: "f32", "f16", "q8_0", "q6_k" or "q4_0"; None =
+            as the file has them. A narrower type saves memory and time, and changes the output a little.
+        n_gpu_layers: layers to compute on a GPU: 0 = none, -1 = all. main_gpu: which one. low_vram: keep keys
+            and values and the head in the host's memory. This build has no GPU backend.
         max_waiting: requests that may wait for their turn, above which they are refused with OverloadedError.
         keep_alive: seconds the model stays loaded after it was closed by all who use it; negative = until
             bitnet.unload_all().
+        timeout: seconds an answer may take, above which it ends with DeadlineError; 0 = no limit.
+        defaults: options of generate, chat and their siblings, for calls that do not say otherwise.
         lazy: load when it is first used; only whether the file exists is checked now.
         Raises ModelNotFoundError, ModelFileError and ValidationError; if lazy, the latter two may be raised
         when it is first used instead.
         """
+        logs.obey_environment()
         if n_ctx is not None:
             n_ctx = as_integer("n_ctx", n_ctx, 0, 2**31 - 1)
         options: dict[str, Any] = {
             "n_ctx": n_ctx,
-            "n_threads": as_integer("n_threads", n_threads, 0, 1024),
+            "n_threads": _threads(as_integer("n_threads", n_threads, 0, 1024)),
             "n_batch": as_integer("n_batch", n_batch, 1, 256),
             "use_mmap": as_flag("use_mmap", use_mmap),
             "use_mlock": as_flag("use_mlock", use_mlock),
             "kv_tokens": None if kv_tokens is None else as_integer("kv_tokens", kv_tokens, 1, 2**31 - 1),
             "max_waiting": as_integer("max_waiting", max_waiting, 0, 2**31 - 1),
+            "quant_type": as_choice("quant_type", quant_type, get_args(QuantType)),
+            "use_pretuned": as_flag("use_pretuned", use_pretuned),
+            "kernel_params": tuple(sorted(tiles.check_sizes(kernel_params or {}).items())),
+            "embd_type": None if embd_type is None else as_choice("embd_type", embd_type, get_args(EmbdType)),
         }
+        gpu = {
+            "n_gpu_layers": as_integer("n_gpu_layers", n_gpu_layers, -1, 2**31 - 1),
+            "main_gpu": as_integer("main_gpu", main_gpu, 0, 1023),
+            "low_vram": as_flag("low_vram", low_vram),
+        }
+        _check_gpu(n_gpu_layers)
         keep_alive = as_number("keep_alive", keep_alive, -math.inf, math.inf)
         as_flag("lazy", lazy)
         # Absolute, because it may be loaded, or loaded again, in another working directory.
@@ -115,7 +160,16 @@ class BitNet:
         self._path: str | None = str(path)
         # The bundled model may be elsewhere where the object is unpickled.
         pickled_path = None if model is None else self._path
-        self._arguments = {"model": pickled_path, **options, "keep_alive": keep_alive}
+        self._arguments = {
+            "model": pickled_path,
+            **options,
+            **gpu,
+            "kernel_params": dict(options["kernel_params"]),
+            "keep_alive": keep_alive,
+            "timeout": timeout,
+            "defaults": defaults,
+        }
+        self._set_defaults(timeout, defaults)
         self._lease = Lease.of_file(NativeEngine, path, options, keep_alive)
         if not lazy:
             try:
@@ -123,6 +177,42 @@ class BitNet:
             except BaseException:
                 self._lease.close()
                 raise
+
+    @classmethod
+    def from_config(
+        cls,
+        config: ConfigLike | BitNetConfig | None = None,
+        *,
+        kv_tokens: int | None = None,
+        max_waiting: int = 1024,
+        keep_alive: float = 0,
+        lazy: bool = False,
+        **overrides: Any,
+    ) -> Self:
+        """The model that a configuration describes: a YAML file, or a mapping as one would have it.
+
+        config: None = the file that $BITNET_CONFIG names, else the defaults of the schema, which
+            config/bitnet.yaml explains. `mode: direct` loads a model file, `mode: api` asks a server.
+        overrides: keys of the schema that win over the configuration, such as n_ctx=4096.
+        The other options are those of BitNet(). Raises ConfigError, and what loading raises.
+        """
+        from bitnet.config import load
+
+        settings = load(config, **overrides)
+        if settings.verbose:
+            logs.be_verbose()
+        if settings.mode == "direct":
+            return cls(
+                **settings.direct_options(),
+                kv_tokens=kv_tokens,
+                max_waiting=max_waiting,
+                keep_alive=keep_alive,
+                lazy=lazy,
+            )
+        self = cls.from_engine(_http_engine(settings))
+        self._set_defaults(0, settings.generate_options())  # that engine keeps its own time
+        self._arguments = settings.to_mapping()
+        return self
 
     @classmethod
     def from_engine(cls, engine: Engine) -> Self:
@@ -133,8 +223,27 @@ class BitNet:
         self = cls.__new__(cls)
         self._path = None
         self._arguments = {}
+        self._set_defaults(0, None)
         self._lease = Lease.of_engine(engine)
         return self
+
+    def _set_defaults(self, timeout: float, defaults: Mapping[str, Any] | None) -> None:
+        self._timeout = as_number("timeout", timeout, 0, 1e9)
+        self._defaults: dict[str, Any] = dict(defaults or {})
+        Request.build(prompt="checked now rather than with the first request", options=self._defaults)
+
+    def _request(
+        self,
+        options: GenerateOptions,
+        *,
+        prompt: str | Iterable[int] | None = None,
+        messages: Iterable[MessageLike] | None = None,
+    ) -> Request:
+        merged: dict[str, Any] = {**self._defaults, **options}
+        if "sampling" in options:  # says all of it, except what is given beside it
+            for name in Sampling.__dataclass_fields__.keys() - options.keys():
+                merged.pop(name, None)
+        return Request.build(prompt=prompt, messages=messages, options=merged)
 
     def load(self) -> None:
         """Load the model now, if it is not loaded.
@@ -154,7 +263,7 @@ class BitNet:
 
     def stream(self, prompt: str | Iterable[int], **options: Unpack[GenerateOptions]) -> Generation:
         """`generate`, a Delta at a time; `.result()` of the returned Generation is the whole Reply."""
-        return self._lease.submit(Request.build(prompt=prompt, options=options))
+        return _submit(self._lease, self._request(options, prompt=prompt), self._timeout)
 
     def chat(self, messages: Iterable[MessageLike], **options: Unpack[GenerateOptions]) -> Reply:
         """Answer a conversation, given as bitnet.Message or {"role": ..., "content": ...}.
@@ -165,7 +274,7 @@ class BitNet:
 
     def stream_chat(self, messages: Iterable[MessageLike], **options: Unpack[GenerateOptions]) -> Generation:
         """`chat`, a Delta at a time; `.result()` of the returned Generation is the whole Reply."""
-        return self._lease.submit(Request.build(messages=messages, options=options))
+        return _submit(self._lease, self._request(options, messages=messages), self._timeout)
 
     async def agenerate(self, prompt: str | Iterable[int], **options: Unpack[GenerateOptions]) -> Reply:
         """`generate` for event loops. Cancelling the task stops the computation."""
@@ -176,7 +285,7 @@ class BitNet:
 
         It begins with the first iteration, or with `aresult()`, which also load the model if it is not.
         """
-        return self._deferred(Request.build(prompt=prompt, options=options))
+        return self._deferred(self._request(options, prompt=prompt))
 
     async def achat(self, messages: Iterable[MessageLike], **options: Unpack[GenerateOptions]) -> Reply:
         """`chat` for event loops. Cancelling the task stops the computation."""
@@ -187,11 +296,11 @@ class BitNet:
 
         It begins with the first iteration, or with `aresult()`, which also load the model if it is not.
         """
-        return self._deferred(Request.build(messages=messages, options=options))
+        return self._deferred(self._request(options, messages=messages))
 
     def _deferred(self, request: Request) -> Generation:
-        lease = self._lease
-        return DeferredGeneration(lambda: lease.submit(request))
+        lease, timeout = self._lease, self._timeout
+        return DeferredGeneration(lambda: _submit(lease, request, timeout))
 
     def tokenize(self, text: str, *, add_special: bool = True, parse_special: bool = False) -> list[int]:
         """Token ids of `text`.
@@ -269,6 +378,10 @@ class BitNet:
         """What is loaded: name, architecture, sizes, memory, what was repaired."""
         return self._engine.info
 
+    def is_healthy(self) -> bool:
+        """Whether requests can be answered now; loads the model if it is not. Raises what loading raises."""
+        return not self._lease.engine().health().closed
+
     def close(self) -> None:
         """End this object's generations, with EngineClosedError, and free the memory if no other uses it.
 
@@ -293,9 +406,11 @@ class BitNet:
         await self.aclose()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        if self._path is None:
+        if self._path is not None:
+            return _restore, (type(self), self._arguments)
+        if not self._arguments:
             raise TypeError("a BitNet.from_engine() cannot be pickled: its engine lives in this process")
-        return _restore, (type(self), self._arguments)
+        return type(self).from_config, (self._arguments,)
 
     def __copy__(self) -> Self:
         """Another object for the same model, not closed even if this one is."""
@@ -322,6 +437,39 @@ def _embedding_request(
 ) -> EmbeddingRequest:
     # The request makes a tuple of them.
     return EmbeddingRequest(texts=texts, kind=kind, pooling=pooling, normalize=normalize)  # type: ignore[arg-type]
+
+
+def _http_engine(settings: BitNetConfig) -> Engine:
+    try:
+        http = importlib.import_module("bitnet.engines.http")
+    except ImportError:
+        raise BitNetError("mode: api needs bitnet.engines.http, which this version does not have") from None
+    engine: Engine = http.HttpEngine(**settings.http_options())
+    return engine
+
+
+def _submit(lease: Lease, request: Request, timeout: float) -> Generation:
+    generation = lease.submit(request)
+    if timeout > 0:
+        deadline.watch(generation, timeout)
+    return generation
+
+
+def _threads(n_threads: int) -> int:
+    """No more than there are cores: threads that take turns on one wait for each other in every layer."""
+    cores = physical_cores()
+    if n_threads > cores:
+        logger.info("n_threads=%d is more than the %d cores there are; using %d", n_threads, cores, cores)
+    return min(n_threads, cores)
+
+
+def _check_gpu(n_gpu_layers: int) -> None:
+    if n_gpu_layers != 0:
+        raise ValidationError(
+            f"n_gpu_layers={n_gpu_layers} asks for a GPU, and this build of bitnet-cpp computes on the CPU "
+            "only: set n_gpu_layers to 0, or install a build with a GPU backend",
+            field="n_gpu_layers",
+        )
 
 
 def _restore(cls: type[BitNet], arguments: dict[str, Any]) -> BitNet:

@@ -130,7 +130,7 @@ Output run_direct(const Kernels& k, const Matrix& m, const Activations& a, int n
 
 // One tile with garbage behind it, over dirty scratch of exactly the promised size.
 Output run_table(const Kernels& k, const Matrix& m, const Activations& a, int first, int n, int n_tokens,
-                 int panel_begin, int panel_end) {
+                 int panel_begin, int panel_end, int min_tokens = kTableMinTokens) {
     Output out(n_tokens, m.view);
     const size_t tile_bytes = size_t(m.view.k_blocks) * kBlockCols * kTableTokens * sizeof(int16_t);
     PageBuffer tile(tile_bytes + 1024);
@@ -139,7 +139,7 @@ Output run_table(const Kernels& k, const Matrix& m, const Activations& a, int fi
     const size_t bytes = k.table_scratch_bytes(panel_end - panel_begin);
     PageBuffer scratch(bytes + 64);
     std::memset(scratch.data(), 0x5a, bytes + 64);
-    k.ternary_table(m.view, panel_begin, panel_end, tile.as<int16_t>(), a.view, first, n, out.y.data(), out.stride,
+    k.ternary_table(m.view, panel_begin, panel_end, tile.as<int16_t>(), a.view, first, n, min_tokens, out.y.data(), out.stride,
                     scratch.data());
     for (size_t i = bytes; i < bytes + 64; ++i) CHECK(scratch.data()[i] == 0x5a);
     return out;
@@ -201,6 +201,17 @@ TEST(ternary_simd_equals_scalar_for_every_token_count) {
                     CHECK(run_table(*simd, m, a, first, n, 73, 0, n_panels)
                               .same_bits(run_table(kScalarKernels, m, a, first, n, 73, 0, n_panels)));
         }
+}
+
+TEST(ternary_table_is_exact_wherever_it_begins_to_look_up) {
+    Random random{31};
+    const Matrix m = make_matrix(75, 200, Codes::kRandom, random);
+    const Activations a = make_activations(32, 200, Values::kRandom, random);
+    for (const Kernels* simd : simd_kernels())
+        for (const int min_tokens : {1, 2, 16, 17, 32, 1000})
+            for (int n = 1; n <= kTableTokens; ++n)
+                CHECK(run_table(*simd, m, a, 0, n, 32, 0, m.view.n_panels, min_tokens)
+                          .same_bits(run_table(kScalarKernels, m, a, 0, n, 32, 0, m.view.n_panels)));
 }
 
 TEST(ternary_simd_equals_scalar_for_every_shape) {

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from bitnet.cli import options
 from bitnet.cli.terminal import complain, decode, note, note_ending, write, write_answer
 from bitnet.errors import BitNetError
-from bitnet.values import GenerateOptions, Message
+from bitnet.values import Delta, GenerateOptions, Message
 
 if TYPE_CHECKING:
     from bitnet.model import BitNet
@@ -36,8 +36,9 @@ def chat(
     repetition_penalty: options.RepetitionPenalty = None,
     seed: options.Seed = None,
     stop: options.Stop = None,
-    threads: options.Threads = 0,
+    threads: options.Threads = None,
     ctx: options.Context = None,
+    config: options.Config = None,
 ) -> None:
     """Talk with a model. Type /help there for what else can be typed.
 
@@ -58,10 +59,11 @@ def chat(
         stop=stop,
     )
     interactive = sys.stdin.isatty()
-    with Loaded(model, n_ctx=ctx, n_threads=threads, n_batch=1) as loaded:
+    settings = options.settings(config, model=model, n_ctx=ctx, n_threads=threads, n_batch=1)
+    with Loaded.from_config(settings) as loaded:
         if not loaded.info.has_chat_template:
             raise BitNetError("this model has no chat template, it only continues text: use bitnet run --raw")
-        conversation = _Conversation(loaded, system, how)
+        conversation = _Conversation(loaded, system, how, settings.stream)
         if interactive:
             note(f"{loaded.info.name}. /help lists commands, Ctrl-C stops an answer, Ctrl-D leaves.")
         for line in _typed_lines() if interactive else _piped_lines():
@@ -75,9 +77,10 @@ def chat(
 
 
 class _Conversation:
-    def __init__(self, model: BitNet, system: str | None, how: GenerateOptions) -> None:
+    def __init__(self, model: BitNet, system: str | None, how: GenerateOptions, streaming: bool) -> None:
         self._model = model
         self._how = how
+        self._streaming = streaming
         self._system = system
         self._turns: list[Message] = []
 
@@ -108,7 +111,7 @@ class _Conversation:
         question = Message("user", text)
         generation = self._model.stream_chat([*system, *self._turns, question], **self._how)
         try:
-            write_answer(generation)
+            write_answer(generation if self._streaming else [Delta(generation.result().text)])
         except KeyboardInterrupt:
             generation.cancel()
             write("\n")

@@ -18,6 +18,7 @@ from typing import Annotated
 import typer
 
 import bitnet
+from bitnet import logs
 from bitnet.cli import chat, run, show
 from bitnet.cli.terminal import complain
 from bitnet.errors import BitNetError
@@ -51,7 +52,7 @@ def _root(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line (default: sys.argv) and exit with its status."""
-    verbose = os.environ.get("BITNET_VERBOSE", "").lower() not in ("", "0", "false", "no", "off")
+    verbose = logs.verbose_wanted()
     _log_to_stderr(logging.DEBUG if verbose else logging.WARNING)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):

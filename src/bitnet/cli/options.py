@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from bitnet.values import GenerateOptions, Request, Sampling
+
+if TYPE_CHECKING:
+    from bitnet.config import BitNetConfig
 
 _SAMPLING = Sampling()
 
@@ -14,14 +17,25 @@ Model = Annotated[
     str | None,
     typer.Option("--model", "-m", metavar="FILE", help="A GGUF model file. Default: the bundled model."),
 ]
+Config = Annotated[
+    str | None,
+    typer.Option(
+        "--config",
+        metavar="FILE",
+        help="A YAML file with a bitnet block (see config/bitnet.yaml). Options of the command line win over "
+        "it. Default: the file that $BITNET_CONFIG names, if it is set.",
+    ),
+]
 System = Annotated[
     str | None,
     typer.Option("--system", metavar="TEXT", help="What the model is told before the conversation."),
 ]
 Threads = Annotated[
-    int,
+    int | None,
     typer.Option(
-        "--threads", metavar="N", help="Compute threads; 0: one for each physical core.", show_default=True
+        "--threads",
+        metavar="N",
+        help="Compute threads. Default, and at most: one for each physical core.",
     ),
 ]
 Context = Annotated[
@@ -90,6 +104,23 @@ Stop = Annotated[
         "--stop", metavar="TEXT", help="End the answer before this text. May be given several times."
     ),
 ]
+
+
+def settings(config: str | None, *, model: str | None = None, **options: Any) -> BitNetConfig:
+    """The configuration file, if there is one, and what the command line says otherwise.
+
+    model: a file, or in mode api the name of a model. options: keys of the schema; None = not given.
+    Raises ConfigError.
+    """
+    from bitnet.config import load  # late: --help needs no schema
+
+    found = load(config, **options)
+    if model is not None:
+        found = load(found, **{"model" if found.mode == "api" else "model_path": model})
+    # Without a file, all cores are used: 8 is Orbit's default.
+    if options.get("n_threads") is None and not found.given("n_threads"):
+        found = load(found, n_threads=0)
+    return found
 
 
 def given(**values: Any) -> GenerateOptions:

@@ -11,6 +11,7 @@ import typer
 from bitnet.cli import options
 from bitnet.cli.terminal import decode, note_ending, write, write_answer
 from bitnet.errors import ValidationError
+from bitnet.values import Delta
 
 
 def run(
@@ -33,8 +34,9 @@ def run(
     repetition_penalty: options.RepetitionPenalty = None,
     seed: options.Seed = None,
     stop: options.Stop = None,
-    threads: options.Threads = 0,
+    threads: options.Threads = None,
     ctx: options.Context = None,
+    config: options.Config = None,
 ) -> None:
     """Answer one prompt and leave.
 
@@ -56,7 +58,8 @@ def run(
         seed=seed,
         stop=stop,
     )
-    with BitNet(model, n_ctx=ctx, n_threads=threads, n_batch=1) as loaded:
+    settings = options.settings(config, model=model, n_ctx=ctx, n_threads=threads, n_batch=1)
+    with BitNet.from_config(settings) as loaded:
         if raw or not loaded.info.has_chat_template:
             if system is not None:
                 raise ValidationError("--system needs a chat format: without one, put it into PROMPT")
@@ -67,5 +70,5 @@ def run(
         if as_json:
             write(json.dumps(generation.result().to_dict(), ensure_ascii=False, indent=2) + "\n")
         else:
-            write_answer(generation)
+            write_answer(generation if settings.stream else [Delta(generation.result().text)])
             note_ending(generation.result())

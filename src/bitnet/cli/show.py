@@ -29,8 +29,12 @@ def show(
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
     ctx: options.Context = None,
     batch: Annotated[
-        int, typer.Option("--batch", metavar="N", help="Requests computed together; for the memory needed.")
-    ] = 2,
+        int | None,
+        typer.Option(
+            "--batch", metavar="N", help="Requests computed together; for the memory needed. Default: 2."
+        ),
+    ] = None,
+    config: options.Config = None,
 ) -> None:
     """Show what a model file holds: metadata, tensors, what was repaired, the memory needed.
 
@@ -39,13 +43,14 @@ def show(
     from bitnet.model import BitNet  # late: usage errors and --help need no engine
     from bitnet.models.inspect import inspect
 
-    path = models.find(model)
+    settings = options.settings(config, model=model, n_ctx=ctx, n_batch=batch, mode="direct")
+    path = models.find(settings.direct_options()["model"])
     report = inspect(path)
     # Warnings are shown below, among the rest.
     logging.getLogger("bitnet").addFilter(lambda record: record.levelno != logging.WARNING)
     info, problem = None, None
     try:
-        with BitNet(path, n_ctx=ctx, n_batch=batch) as loaded:
+        with BitNet.from_config(settings) as loaded:
             info = loaded.info
     except ModelFileError as error:
         problem = str(error)
@@ -82,10 +87,11 @@ def _describe(info: ModelInfo) -> list[str]:
         f"  vocabulary    {info.vocab_size}",
         f"  context       {info.context_length} tokens",
         f"  chat          {'yes' if info.has_chat_template else 'no chat template'}",
+        f"  kernels       {info.kernels}, {info.n_threads} threads",
         "",
         "Memory needed",
         f"  ternary weights      {_size(info.ternary_bytes)}",
-        f"  embedding and head   {_size(info.head_bytes)}",
+        f"  embedding and head   {_size(info.head_bytes)} ({info.embd_type})",
         f"  keys and values      {_size(info.kv_bytes)} ({kv_for})",
         f"  together             {_size(info.memory_bytes)}",
     ]

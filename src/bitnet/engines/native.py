@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bitnet import _native
+from bitnet.engines import tiles
 from bitnet.engines.generation import Generation
 from bitnet.errors import ContextOverflowError, EngineClosedError, ModelFileError, ValidationError
 from bitnet.models import weight_cache
@@ -30,7 +31,7 @@ from bitnet.runtime.sequence import GenerationSequence, LogitsSequence
 from bitnet.text.chat_template import ChatTemplate
 from bitnet.text.tokenizer import Tokenizer
 from bitnet.text.tool_calls import prompt_parts
-from bitnet.values import EmbeddingRequest, Health, ModelInfo, Pooling, Request
+from bitnet.values import EmbeddingRequest, Health, ModelInfo, Pooling, QuantType, Request
 
 if TYPE_CHECKING:
     from bitnet.text.constraints import Constraint
@@ -56,6 +57,10 @@ class NativeEngine:
         use_mlock: bool,
         kv_tokens: int | None,
         max_waiting: int,
+        quant_type: QuantType = "i2_s",
+        use_pretuned: bool = True,
+        kernel_params: Iterable[tuple[str, int]] = (),
+        embd_type: str | None = None,
     ) -> None:
         """Loads the model. The options are those of bitnet.BitNet. Raises ModelFileError and
         ValidationError."""
@@ -66,7 +71,8 @@ class NativeEngine:
             n_threads=n_threads,
             use_mmap=use_mmap,
             use_mlock=use_mlock,
-            cache_path=weight_cache.path_for(path) if use_mmap else "",
+            cache_path=weight_cache.path_for(path, embd_type or "") if use_mmap else "",
+            embd_type=embd_type or "",
         )
         metadata = file.metadata
         try:
@@ -82,6 +88,13 @@ class NativeEngine:
         n_ctx = _context(n_ctx, model.context_length)
         self._n_blocks = _kv_blocks(kv_tokens, n_ctx, n_batch)
         self._n_threads = n_threads
+        self._tiles = tiles.choose(
+            model,
+            quant_type=quant_type,
+            use_pretuned=use_pretuned,
+            custom=tiles.check_sizes(dict(kernel_params)),
+            n_threads=n_threads,
+        )
         self._n_batch = n_batch
         self._max_waiting = max_waiting
         self._lock = threading.RLock()  # guards _model and _current; a garbage collection may close us
@@ -117,6 +130,9 @@ class NativeEngine:
             pooling=_pooling(metadata, model.architecture),
             repairs=tuple(repairs),
             warnings=tuple(warnings),
+            quant_type=quant_type,
+            tiles=runner.tiles,
+            embd_type=model.embd_type,
         )
         for message in dict.fromkeys([*repairs, *warnings]):
             logger.warning("%s: %s", path.name, message)
@@ -131,7 +147,7 @@ class NativeEngine:
         _engines.add(self)
 
     def _start(self, model: _native.Model) -> _native.Runner:
-        runner = _native.Runner(model, n_blocks=self._n_blocks, n_threads=self._n_threads)
+        runner = _native.Runner(model, n_blocks=self._n_blocks, n_threads=self._n_threads, **self._tiles)
         scheduler = Scheduler(runner, n_batch=self._n_batch, max_waiting=self._max_waiting)
         # Also when the engine is dropped without close, and before the interpreter ends.
         self._close = weakref.finalize(self, scheduler.close)

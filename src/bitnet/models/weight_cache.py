@@ -39,18 +39,27 @@ def directory() -> Path:
     return Path.home() / ".cache" / "bitnet-cpp"
 
 
-def path_for(model: Path, *, min_bytes: int = MIN_BYTES) -> str:
-    """The cache file for a model file, in a directory that exists; "" = do without a cache."""
+def own_folder() -> Path:
+    """The directory, made if it is not there. Raises OSError, also if anybody may write to it."""
+    folder = directory()
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if os.name == "posix" and folder.stat().st_mode & stat.S_IWOTH:
+        logger.warning("no cache: anybody may write to %s", folder)
+        raise PermissionError(f"anybody may write to {folder}")
+    return folder
+
+
+def path_for(model: Path, variant: str = "", *, min_bytes: int = MIN_BYTES) -> str:
+    """The cache file for a model file, in a directory that exists; "" = do without a cache.
+
+    variant: what distinguishes several ways to pack the same file.
+    """
     try:
         if model.stat().st_size < min_bytes:
             return ""
-        folder = directory()
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if os.name == "posix" and folder.stat().st_mode & stat.S_IWOTH:
-            logger.warning("no cache for packed weights: anybody may write to %s", folder)
-            return ""
+        folder = own_folder()
         source = os.path.realpath(model)
-        stem = re.sub(r"[^A-Za-z0-9._-]", "_", model.stem)[:60]
+        stem = re.sub(r"[^A-Za-z0-9._-]", "_", model.stem)[:60] + (variant and f"-{variant}")
         file = folder / f"{stem}-{hashlib.sha256(os.fsencode(source)).hexdigest()[:24]}{_SUFFIX}"
         if not os.access(folder, os.W_OK):
             return str(file) if os.access(file, os.R_OK) else ""

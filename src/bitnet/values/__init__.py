@@ -3,9 +3,9 @@
 Immutable, and checked when they are built: whoever holds a Request may trust it. Nothing here knows a model.
 """
 
-from .checks import as_flag, as_integer, as_number, as_text, as_token_ids, nearest
+from .checks import as_choice, as_flag, as_integer, as_number, as_text, as_token_ids, nearest
 from .embedding import EmbeddingKind, EmbeddingRequest, Pooling
-from .info import Health, ModelInfo
+from .info import EmbdType, Health, ModelInfo, QuantType
 from .messages import ROLES, Message, MessageLike, as_messages
 from .reply import Delta, FinishReason, Reply, Timings, TokenLogprob, ToolCallDelta, Usage
 from .request import MAX_SAMPLES, MAX_STOP_STRINGS, MAX_TOP_LOGPROBS, GenerateOptions, Request
@@ -19,6 +19,7 @@ __all__ = [
     "MAX_TOP_LOGPROBS",
     "ROLES",
     "Delta",
+    "EmbdType",
     "EmbeddingKind",
     "EmbeddingRequest",
     "FinishReason",
@@ -29,6 +30,7 @@ __all__ = [
     "ModelInfo",
     "NamedTool",
     "Pooling",
+    "QuantType",
     "Reply",
     "Request",
     "Sampling",
@@ -40,6 +42,7 @@ __all__ = [
     "ToolChoice",
     "ToolLike",
     "Usage",
+    "as_choice",
     "as_flag",
     "as_integer",
     "as_messages",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from bitnet.errors import ValidationError
@@ -53,6 +53,14 @@ def as_flag(name: str, value: Any) -> bool:
     if not isinstance(value, bool):
         raise ValidationError(f"{name} must be True or False, not {value!r}", field=name)
     return value
+
+
+def as_choice(name: str, value: Any, choices: Sequence[str]) -> Any:
+    """`value`, which must be one of `choices`. Raises ValidationError naming `name`."""
+    for choice in choices:
+        if value == choice:
+            return choice
+    raise ValidationError(f"{name} must be one of {', '.join(choices)}, not {value!r}", field=name)
 
 
 def as_text(name: str, value: Any) -> str:

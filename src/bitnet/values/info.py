@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
 
 from .embedding import Pooling
+
+# How ternary products are computed, and what embedding and head may be kept as; see bitnet.BitNet.
+QuantType = Literal["i2_s", "tl1"]
+EmbdType = Literal["f32", "f16", "q8_0", "q6_k", "q4_0"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +36,8 @@ class ModelInfo:
 
     context_length: tokens the model was made for; n_ctx: tokens a sequence may hold here.
     pooling: how `embed` makes one vector of a text if it is not told; None = in a way unknown here.
+    quant_type, tiles: how ternary products are computed, see bitnet.BitNet. embd_type: what embedding and
+    head are kept as, such as "F16".
     repairs: what was wrong in the file and is handled; warnings: what else its user should know.
     """
 
@@ -58,6 +66,9 @@ class ModelInfo:
     pooling: Pooling | None
     repairs: tuple[str, ...]
     warnings: tuple[str, ...]
+    quant_type: QuantType = "i2_s"
+    tiles: Mapping[str, int] = field(default_factory=dict, hash=False)
+    embd_type: str = ""
 
     @property
     def memory_bytes(self) -> int:
