@@ -34,7 +34,7 @@ from .answers import Answers, together
 from .bodies import Call, calls_for, embedding_body
 from .connection import Connection
 from .loop import ClientLoop
-from .options import Secret, as_address, as_key, as_retry, as_timeout
+from .options import BaseUrl, Secret, as_address, as_key, as_retry, as_timeout
 from .servers import Server
 
 if TYPE_CHECKING:
@@ -85,27 +85,19 @@ class HttpEngine:
         proxy: its URL; None = as the environment says (HTTP_PROXY, HTTPS_PROXY, NO_PROXY); "" = none.
         Raises ValidationError.
         """
-        self._address = as_address(base_url)
-        if model is not None and as_text("model", model) == "":
-            raise ValidationError("model is empty", field="model")
-        key = as_key(api_key)
-        if key is not None and self._address.username:
-            raise ValidationError("base_url has a user in it, and there is an api_key: give one of them")
-        if not isinstance(verify, (bool, str)):
-            raise ValidationError(
-                f"verify must be True, False or a path, not {type(verify).__name__}", field="verify"
-            )
-        if proxy is not None and not isinstance(proxy, Secret):
-            proxy = Secret(as_text("proxy", proxy))
-        self._timeout = as_timeout(timeout)
+        options = engine_options(
+            base_url, model=model, api_key=api_key, timeout=timeout, retry=retry, verify=verify, proxy=proxy
+        )
+        self._base_url = options["base_url"]
+        self._timeout = options["timeout"]
         self._connection = Connection(
-            self._address,
+            as_address(base_url),
             model=model,
-            key=key,
-            timeout=self._timeout,
-            retry=as_retry(retry),
-            verify=verify,
-            proxy=proxy,
+            key=options["api_key"],
+            timeout=options["timeout"],
+            retry=options["retry"],
+            verify=options["verify"],
+            proxy=options["proxy"],
         )
         self._lock = threading.RLock()  # guards _loop and _closed; a garbage collection may close us
         self._loop: ClientLoop | None = None
@@ -349,7 +341,52 @@ class HttpEngine:
             raise
 
     def __repr__(self) -> str:
-        return f"HttpEngine({self._address.root!r})"
+        return f"HttpEngine({self._base_url!r})"
+
+
+def engine_options(
+    base_url: Any,
+    *,
+    model: Any = None,
+    api_key: Any = None,
+    timeout: Any = None,
+    retry: Any = None,
+    verify: Any = True,
+    proxy: Any = None,
+) -> dict[str, Any]:
+    """The arguments of HttpEngine, checked, hashable and without a text in them that must not be shown."""
+    address = as_address(base_url)
+    if model is not None and as_text("model", model) == "":
+        raise ValidationError("model is empty", field="model")
+    key = as_key(api_key)
+    if key is not None and address.username:
+        raise ValidationError("base_url has a user in it, and there is an api_key: give one", field="api_key")
+    if not isinstance(verify, (bool, str)):
+        raise ValidationError(
+            f"verify must be True, False or a path, not {type(verify).__name__}", field="verify"
+        )
+    if proxy is not None and not isinstance(proxy, Secret):
+        proxy = Secret(as_text("proxy", proxy))
+    return {
+        "base_url": BaseUrl(base_url),
+        "model": model,
+        "api_key": key,
+        "timeout": as_timeout(timeout),
+        "retry": as_retry(retry),
+        "verify": verify,
+        "proxy": proxy,
+    }
+
+
+def connected_engine(**options: Any) -> HttpEngine:
+    """An HttpEngine that knows its server. Raises what asking the server raises."""
+    engine = HttpEngine(**options)
+    try:
+        engine.connect()
+    except BaseException:
+        engine.close()
+        raise
+    return engine
 
 
 class _Answering:

@@ -194,3 +194,13 @@ def as_address(value: Any) -> Address:
         username=unquote(parts.username or ""),
         password=password,
     )
+
+
+class BaseUrl(str):
+    """A base_url that shows without user and password."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        address = as_address(str.__str__(self))
+        return repr(address.root + ("/v1" if address.says_v1 else ""))
