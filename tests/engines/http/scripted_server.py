@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import ssl
 import threading
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -88,19 +89,25 @@ def _head(status: int, headers: Mapping[str, str]) -> bytes:
 
 
 class ScriptedServer:
-    """requests: all that came. n_gone: clients that hung up while `until_gone` waited. n_connections: made."""
+    """requests: all that came. n_gone: clients that hung up while `until_gone` waited. n_connections: made"""
 
-    def __init__(self, routes: Mapping[str, Script | Any]) -> None:
+    def __init__(
+        self, routes: Mapping[str, Script | Any], port: int = 0, tls: ssl.SSLContext | None = None
+    ) -> None:
         """routes: "GET /path" to a script, or to the JSON that is answered."""
         self.requests: list[Asked] = []
         self.n_gone = 0
         self.n_connections = 0
+        self.port = port
+        self._tls = tls
         self._routes = dict(routes)
         self._once: dict[str, list[Script]] = {}
         self._loop = asyncio.new_event_loop()
         self._writers: set[asyncio.StreamWriter] = set()
         started = threading.Event()
-        self._thread = threading.Thread(target=self._run, args=(started,), name="scripted-server", daemon=True)
+        self._thread = threading.Thread(
+            target=self._run, args=(started,), name="scripted-server", daemon=True
+        )
         self._thread.start()
         started.wait()
 
@@ -116,13 +123,13 @@ class ScriptedServer:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"http{'s' if self._tls else ''}://127.0.0.1:{self.port}"
 
     def _run(self, started: threading.Event) -> None:
         asyncio.set_event_loop(self._loop)
 
         async def start() -> None:
-            self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+            self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port, ssl=self._tls)
             self.port = self._server.sockets[0].getsockname()[1]
 
         self._loop.run_until_complete(start())
@@ -138,8 +145,9 @@ class ScriptedServer:
         self._loop.close()
 
     def close(self) -> None:
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
+        if self._thread.is_alive():
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.n_connections += 1
@@ -147,7 +155,7 @@ class ScriptedServer:
         try:
             while await self._exchange(reader, writer):
                 pass
-        except (ConnectionError, asyncio.IncompleteReadError):
+        except (OSError, asyncio.IncompleteReadError):
             pass
         finally:
             self._writers.discard(writer)
@@ -174,7 +182,9 @@ class ScriptedServer:
         return talk.keep
 
 
-def chat_chunk(text: str | None = None, reason: str | None = None, index: int = 0, **more: Any) -> dict[str, Any]:
+def chat_chunk(
+    text: str | None = None, reason: str | None = None, index: int = 0, **more: Any
+) -> dict[str, Any]:
     delta: dict[str, Any] = {} if text is None else {"content": text}
     delta |= more.pop("delta", {})
     choice = {"index": index, "delta": delta, "finish_reason": reason, **more}
@@ -236,8 +246,14 @@ def openai_routes(names: Iterable[str] = ("tiny",)) -> dict[str, Any]:
 
 def llama_routes(*, modern: bool = True) -> dict[str, Any]:
     """As llama-server answers. modern=False: as that of bitnet.cpp."""
-    settings = {"n_ctx": 128, "params": {"temperature": 0.8}} if modern else {"n_ctx": 128, "temperature": 0.8}
-    props: dict[str, Any] = {"default_generation_settings": settings, "total_slots": 2, "chat_template": "..."}
+    settings = (
+        {"n_ctx": 128, "params": {"temperature": 0.8}} if modern else {"n_ctx": 128, "temperature": 0.8}
+    )
+    props: dict[str, Any] = {
+        "default_generation_settings": settings,
+        "total_slots": 2,
+        "chat_template": "...",
+    }
     entry: dict[str, Any] = {"id": "model.gguf", "object": "model", "owned_by": "llamacpp"}
     meta = {"vocab_type": 1, "n_vocab": 300, "n_ctx_train": 512, "n_embd": 4, "n_params": 1000, "size": 1}
     entry["meta"] = meta
@@ -258,7 +274,7 @@ def _completion(modern: bool) -> Script:
     async def script(asked: Asked, talk: Talk) -> None:
         await talk.head()
         text = f"seed {asked.body.get('seed')}" if "seed" in asked.body else "abc"
-        for place, character in enumerate(text):
+        for character in text:
             chunk: dict[str, Any] = {"index": 0, "content": character, "stop": False}
             if modern:
                 chunk |= {"tokens": [ord(character)]}

@@ -21,6 +21,7 @@ import tenacity
 
 from bitnet.errors import (
     BitNetError,
+    ModelNotFoundError,
     ServerError,
     ServerUnreachableError,
     StreamInterruptedError,
@@ -29,7 +30,7 @@ from bitnet.errors import (
 
 from .answers import Answers, odd_reason, together
 from .bodies import Call
-from .faults import Refusal, in_stream, refusal
+from .faults import NoSuchPathError, Refusal, in_stream, refusal
 from .loop import ClientLoop
 from .options import Address, Retry, Secret, Timeout
 from .servers import Server, identify
@@ -125,12 +126,10 @@ class Connection:
         for prefix in (f"{root}/v1",) if self.address.says_v1 else (f"{root}/v1", root):
             try:
                 models, product = await self.get(loop, f"{prefix}/models", deadline)
-            except ServerError as error:
-                if isinstance(error, ServerUnreachableError) or error.status != 404:
-                    raise
-            else:
-                api = prefix
-                break
+            except (NoSuchPathError, ModelNotFoundError):
+                continue
+            api = prefix
+            break
         props = None
         with contextlib.suppress(BitNetError):  # anything but a llama-server answers what it likes
             props, _ = await self.get(loop, f"{root}/props", deadline, again=False)

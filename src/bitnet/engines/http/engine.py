@@ -230,8 +230,11 @@ class HttpEngine:
             # All but ours read special tokens in every text.
             return len(self.tokenize(request.prompt or "", parse_special=server.kind != "bitnet"))
         if server.kind == "bitnet":  # counts what it would compute
-            body = self._prompt_body(server, request)
-            return len(_token_ids(self._ask(f"{server.root}/tokenize", body, server)))
+            answer = self._ask(f"{server.root}/tokenize", self._prompt_body(server, request), server)
+            count = answer.get("count") if isinstance(answer, Mapping) else None
+            if not isinstance(count, int):
+                raise ServerError(f"the server's answer cannot be understood: {answer!r:.100}")
+            return count
         return len(self.tokenize(self.render(request), add_special=True, parse_special=True))
 
     def _prompt_body(self, server: Server, request: Request) -> dict[str, Any]:

@@ -51,6 +51,10 @@ _OWN_CODES: dict[str, type[BitNetError]] = {
 }
 
 
+class NoSuchPathError(ServerError):
+    """The server knows nothing of this path."""
+
+
 @dataclass
 class Refusal(Exception):
     """A request that failed before its answer began. again: whether it may be sent again, no sooner than
@@ -91,10 +95,10 @@ def _error(status: int, said: Mapping[str, Any], key: Secret | None) -> tuple[Bi
         return _with_status(AuthenticationError(f"{whole}; {hint}"), status), True
     if "insufficient_quota" in kinds:
         return OverloadedError(whole), True
-    if status == 404 and (said or "model" in message):
+    if status == 404 and "model" in text:
         return ModelNotFoundError(whole), True
     if status in (404, 405):
-        return ServerError(f"{whole}; is there an OpenAI-compatible server at base_url?"), True
+        return NoSuchPathError(f"{whole}; is there an OpenAI-compatible server at base_url?"), True
     if status in (400, 413, 422) or "exceed_context_size_error" in kinds:
         return _bad_request(whole, text, message, kinds, field, said), True
     if unsupported := _UNSUPPORTED.search(text):  # llama-server says so with the status 500
@@ -116,8 +120,12 @@ def _bad_request(
             if found := pattern.search(message):
                 counts = (int(found["prompt"]), int(found["context"]))
                 break
-        if all(isinstance(count, int) for count in counts):
-            return ContextOverflowError(*counts)  # type: ignore[arg-type]
+        n_prompt, n_ctx = counts
+        if isinstance(n_prompt, int) and isinstance(n_ctx, int):
+            error = ContextOverflowError(n_prompt, n_ctx)
+            error.args = (whole,)
+            error.field = field or "prompt"
+            return error
         return ValidationError(whole, field="prompt")
     for kind in kinds:
         if kind in _OWN_CODES:
