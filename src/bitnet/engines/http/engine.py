@@ -134,8 +134,11 @@ class HttpEngine:
         self._under_way = set()
 
     def connect(self) -> None:
-        """Ask the server what it is, unless that is known. Raises what requests raise."""
-        self._server()
+        """Ask the server what it is, unless that is known; `bitnet serve` then has the model loaded as well.
+
+        Raises what requests raise.
+        """
+        self._sized_server()
 
     def _server(self) -> Server:
         known = self._connection.server
@@ -143,6 +146,15 @@ class HttpEngine:
             return known
         loop = self._client_loop()
         return self._wait(loop, self._connection.identify(loop, self._deadline()))
+
+    def _sized_server(self) -> Server:
+        server = self._server()
+        if server.kind == "bitnet" and not server.n_ctx and not self._closed:
+            # It tells the sizes once it has loaded the model, which this makes it do.
+            self._ask(f"{server.root}/tokenize", {"content": ""}, server)
+            loop = self._client_loop()
+            server = self._wait(loop, self._connection.identify(loop, self._deadline(), again=True))
+        return server
 
     def _deadline(self) -> float | None:
         seconds = self._timeout.total_seconds
@@ -157,12 +169,7 @@ class HttpEngine:
     @property
     def info(self) -> ModelInfo:
         """What the server tells of its model; asked if it was not asked yet."""
-        server = self._server()
-        if server.kind == "bitnet" and not server.n_ctx and not self._closed:
-            # It tells the sizes once it has loaded the model.
-            loop = self._client_loop()
-            server = self._wait(loop, self._connection.identify(loop, self._deadline(), again=True))
-        return server.info
+        return self._sized_server().info
 
     def submit(self, request: Request) -> Generation:
         loop = self._client_loop()
