@@ -47,8 +47,13 @@ class Hosted:
 
 
 @contextlib.contextmanager
-def hosted(app: FastAPI, listening: Listening | None = None) -> Iterator[Hosted]:
+def hosted(
+    app: FastAPI, listening: Listening | None = None, send_buffer: int | None = None
+) -> Iterator[Hosted]:
+    """send_buffer: bytes the system keeps for a client that does not read; None = as many as it likes."""
     sock = socket.create_server(("127.0.0.1", 0), backlog=512)
+    if send_buffer is not None:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
     config = uvicorn.Config(
         app,
         http=protocol_class(listening or Listening()),
