@@ -19,7 +19,7 @@ from bitnet import logs, models
 from bitnet._native import physical_cores
 from bitnet.engines import deadline, tiles
 from bitnet.engines.generation import DeferredGeneration
-from bitnet.engines.native import NativeEngine
+from bitnet.engines.native import NativeEngine, context_of_file
 from bitnet.engines.registry import Lease
 from bitnet.errors import BitNetError, ValidationError
 from bitnet.values import (
@@ -372,6 +372,17 @@ class BitNet:
         if not (self._lease.ready or self._lease.closed):
             await asyncio.to_thread(self.load)
         return await self._lease.engine().aembed(request)
+
+    @property
+    def n_ctx(self) -> int:
+        """Tokens that a prompt and its answer may have together.
+
+        Of a model that is not loaded it is found in the head of the file, which takes milliseconds. Raises
+        ModelFileError and ValidationError.
+        """
+        if self._lease.loaded is None and self._path is not None:
+            return context_of_file(Path(self._path), self._arguments["n_ctx"])
+        return self._engine.info.n_ctx
 
     @property
     def info(self) -> ModelInfo:

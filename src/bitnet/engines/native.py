@@ -339,6 +339,15 @@ def _text_overflow(index: int, n_tokens: int, n_ctx: int) -> ContextOverflowErro
     return error
 
 
+def context_of_file(path: Path, n_ctx: int | None) -> int:
+    """`info.n_ctx` that an engine for this file and option will have. Raises ModelFileError."""
+    metadata = _native.ModelFile(str(path)).metadata
+    limit = metadata.get(f"{metadata.get('general.architecture')}.context_length")
+    if not isinstance(limit, int) or limit < 1:
+        raise ModelFileError(f"{path} does not say how many tokens its context has")
+    return _context(n_ctx, limit)
+
+
 def _context(n_ctx: int | None, limit: int) -> int:
     """Tokens a sequence may hold. n_ctx: None = the default, 0 = the model's own limit."""
     if n_ctx is None:
