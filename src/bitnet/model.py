@@ -19,9 +19,10 @@ from bitnet import logs, models
 from bitnet._native import physical_cores
 from bitnet.engines import deadline, tiles
 from bitnet.engines.generation import DeferredGeneration
-from bitnet.engines.native import NativeEngine, context_of_file
+from bitnet.engines.native import NativeEngine, context_size
 from bitnet.engines.registry import Lease
 from bitnet.errors import BitNetError, ValidationError
+from bitnet.models.header import read_header
 from bitnet.values import (
     EmbdType,
     EmbeddingKind,
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
     from bitnet.config import BitNetConfig, ConfigLike
     from bitnet.engines import Engine
     from bitnet.engines.generation import Generation
+    from bitnet.models.header import ModelHeader
     from bitnet.values import MessageLike
 
 logger = logging.getLogger("bitnet")
@@ -375,14 +377,30 @@ class BitNet:
 
     @property
     def n_ctx(self) -> int:
-        """Tokens that a prompt and its answer may have together.
+        """Tokens a sequence may hold: as `info` says, but without loading the model.
 
-        Of a model that is not loaded it is found in the head of the file, which takes milliseconds. Raises
-        ModelFileError and ValidationError.
+        Raises ModelFileError and ValidationError, like loading it.
         """
-        if self._lease.loaded is None and self._path is not None:
-            return context_of_file(Path(self._path), self._arguments["n_ctx"])
-        return self._engine.info.n_ctx
+        header = self._header
+        if header is None:
+            return self.info.n_ctx
+        return context_size(self._arguments["n_ctx"], header.context_length)
+
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether there is a chat template: as `info` says, but without loading the model.
+
+        Before it is loaded, a template that turns out to be unusable counts as one.
+        """
+        header = self._header
+        return self.info.has_chat_template if header is None else header.has_chat_template
+
+    @property
+    def _header(self) -> ModelHeader | None:
+        """That of the file, if the model is not loaded."""
+        if self._path is None or self._lease.loaded is not None:
+            return None
+        return read_header(Path(self._path))
 
     @property
     def info(self) -> ModelInfo:
