@@ -207,6 +207,12 @@ class Connection(BaseModel):
     def _config_without_secrets(self, config: Any) -> Any:
         return _without_secrets(config)
 
+    def __copy__(self) -> Self:
+        """Also for `model_copy(update=...)`: it opens for itself, because it may ask for another model."""
+        copy = super().__copy__()
+        copy._slot = _Slot()
+        return copy
+
     def __getstate__(self) -> dict[Any, Any]:
         if self.client is not None:
             raise TypeError(f"a {type(self).__name__} with a client of your own cannot be pickled")

@@ -96,6 +96,16 @@ def test_copies_and_pickles_open_for_themselves(random_path: Path) -> None:
     original.disconnect()
 
 
+def test_a_changed_copy_is_another_connection(random_path: Path) -> None:
+    original = Connection(model=str(random_path), n_ctx=64)
+    assert original.connect().n_ctx == 64
+    changed = original.model_copy(update={"n_ctx": 32})
+    assert (changed.connect().n_ctx, changed.settings.n_ctx) == (32, 32)
+    assert original.connect().n_ctx == 64
+    for connection in (original, changed):
+        connection.disconnect()
+
+
 def test_a_configuration_and_arguments_that_win(random_path: Path, tmp_path: Path) -> None:
     file = tmp_path / "bitnet.yaml"
     file.write_text(f"bitnet:\n  model_path: {random_path}\n  n_ctx: 64\n  n_batch: 5\n")
