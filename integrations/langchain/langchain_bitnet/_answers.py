@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -34,22 +36,27 @@ class Call:
     usage: bool = True
 
     @property
+    def has_tools(self) -> bool:
+        return "tools" in self.options
+
+    @property
     def wants_json(self) -> bool:
         return self.options.get("response_format", {}).get("type") in ("json_object", "json_schema")
 
-    def check_whole(self, reply: Reply, n_begun: int = 0) -> None:
+    def check_whole(self, reply: Reply, n_begun: int) -> None:
         """Raises TruncatedOutputError for an answer that LangChain would complete to valid JSON.
 
-        n_begun: calls of tools that were begun, as far as they were counted.
+        n_begun: calls of tools that were begun.
         """
-        if reply.finish_reason != "length":
-            return
-        if n_begun > len(reply.tool_calls) or (
-            not reply.tool_calls and is_forced(self.options.get("tool_choice"))
-        ):
+        cut = reply.finish_reason == "length"
+        forced = not reply.tool_calls and is_forced(self.options.get("tool_choice"))
+        if n_begun > len(reply.tool_calls) or (forced and (cut or reply.stop_string is not None)):
             raise TruncatedOutputError("a tool call", reply.text)
         if self.wants_json and not reply.tool_calls:
-            raise TruncatedOutputError("the JSON of the answer", reply.text)
+            # A stop string may have come within a value. Servers do not say which one it was, if any.
+            stopped = reply.stop_string is not None or bool(self.options.get("stop"))
+            if cut or (stopped and not _is_json(split(reply.text).text if self.reasoning else reply.text)):
+                raise TruncatedOutputError("the JSON of the answer", reply.text)
 
     def metadata(self, reply: Reply) -> dict[str, Any]:
         return {
@@ -59,11 +66,11 @@ class Call:
             "timings": reply.timings.to_dict(),
         }
 
-    def result(self, reply: Reply) -> ChatResult:
-        """All answers of one request. Raises TruncatedOutputError."""
+    def result(self, reply: Reply, begun: Mapping[int, int]) -> ChatResult:
+        """All answers of one request. begun: tool calls begun in each. Raises TruncatedOutputError."""
         generations = []
-        for sample in reply.samples or (reply,):
-            self.check_whole(sample)
+        for index, sample in enumerate(reply.samples or (reply,)):
+            self.check_whole(sample, begun[index])
             generations.append(self._generation(sample))
         # With the first, because whoever adds up usage must not count the prompt once for each of them.
         generations[0].message.usage_metadata = usage_metadata(reply)  # type: ignore[attr-defined]
@@ -84,20 +91,29 @@ class Call:
         return ChatGeneration(message=message, generation_info={"finish_reason": reply.finish_reason})
 
 
+class BegunCalls(Counter[int]):
+    """How many tool calls were begun in each answer of a request, the one that was cut included.
+
+    Of that one a Reply tells nothing, and without it a cut answer looks like a whole one without calls.
+    """
+
+    def count(self, delta: Delta) -> None:
+        self[delta.index] += sum(piece.id is not None for piece in delta.tool_calls)
+
+
 class Chunks:
     """Makes chunks of deltas. Names and numbers come with one chunk only, because LangChain adds them up."""
 
     def __init__(self, call: Call) -> None:
         self._call = call
         self._splitter = ReasoningSplitter() if call.reasoning else None
-        self._n_begun = 0
+        self._begun = BegunCalls()
 
     def of(self, delta: Delta) -> Iterator[ChatGenerationChunk]:
         """None for a delta that says nothing yet."""
+        self._begun.count(delta)
         calls: list[ToolCallChunk] = []
         for piece in delta.tool_calls:
-            if piece.id is not None:
-                self._n_begun += 1
             if calls and calls[-1]["index"] == piece.index and piece.id is None:
                 # Within a chunk LangChain takes each entry for a call of its own.
                 calls[-1]["args"] = (calls[-1]["args"] or "") + piece.arguments
@@ -116,7 +132,7 @@ class Chunks:
 
     def last(self, reply: Reply) -> ChatGenerationChunk:
         """What ends a stream. Raises TruncatedOutputError."""
-        self._call.check_whole(reply, self._n_begun)
+        self._call.check_whole(reply, self._begun[0])
         text, more = "", {}
         if self._splitter is not None:
             reasoning, text = self._splitter.flush()
@@ -129,3 +145,11 @@ class Chunks:
             chunk_position="last",
         )
         return ChatGenerationChunk(message=message)
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except ValueError:
+        return False
+    return True

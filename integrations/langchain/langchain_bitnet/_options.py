@@ -55,8 +55,8 @@ class GenerationFields(BaseModel):
         options |= {name: value for name, value in call.items() if name not in _NOT_FOR_BITNET}
         if stop is not None:
             options["stop"] = stop
-        if not options.get("stop"):
-            options.pop("stop", None)
+        if call.get("logprobs") is False:
+            options.pop("top_logprobs", None)
         if options.get("top_logprobs") is not None:
             options["logprobs"] = True
         if options.get("n") == 1:

@@ -16,8 +16,8 @@ from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.tools import BaseTool
 from pydantic import BaseModel, ConfigDict, model_validator
 
-from ._answers import PROVIDER, Call, Chunks
-from ._connection import Connection
+from ._answers import PROVIDER, BegunCalls, Call, Chunks
+from ._connection import SharedConnection
 from ._errors import translated
 from ._messages import to_messages
 from ._options import GenerationFields
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 
-class ChatBitNet(Connection, GenerationFields, BaseChatModel):
+class ChatBitNet(SharedConnection, GenerationFields, BaseChatModel):
     """A BitNet model that holds conversations, in this process or on a server.
 
         chat = ChatBitNet()                                # the bundled model, computed in this process
@@ -46,7 +46,7 @@ class ChatBitNet(Connection, GenerationFields, BaseChatModel):
     a call or JSON was cut, and the errors of bitnet.
     """
 
-    model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
+    model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True, hide_input_in_errors=True)
 
     parallel_tool_calls: bool = False
     """Whether one answer may hold several calls. Small models do not know when to stop."""
@@ -79,7 +79,7 @@ class ChatBitNet(Connection, GenerationFields, BaseChatModel):
 
     def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
         params = LangSmithParams(
-            ls_provider=PROVIDER, ls_model_name=self.model_label(kwargs.get("model")), ls_model_type="chat"
+            ls_provider=PROVIDER, ls_model_name=self.label_of(kwargs.get("model")), ls_model_type="chat"
         )
         temperature = kwargs.get("temperature", self.temperature)
         if temperature is not None:
@@ -112,7 +112,7 @@ class ChatBitNet(Connection, GenerationFields, BaseChatModel):
             "structured_output": True,
             "temperature": True,
         }
-        n_ctx = self.context_size()
+        n_ctx = self.known_context_size()
         if n_ctx is not None:
             profile["max_input_tokens"] = n_ctx
             profile["max_output_tokens"] = n_ctx
@@ -128,8 +128,13 @@ class ChatBitNet(Connection, GenerationFields, BaseChatModel):
         **kwargs: Any,
     ) -> ChatResult:
         call = self._call(stop, kwargs)
-        with self.connect(call.model) as model, translated():
-            return call.result(model.chat(to_messages(messages), **call.options))
+        begun = BegunCalls()
+        with self.opened(call.model) as model, translated():
+            generation = model.stream_chat(to_messages(messages), **call.options)
+            if call.has_tools:
+                for delta in generation:
+                    begun.count(delta)
+            return call.result(generation.result(), begun)
 
     async def _agenerate(
         self,
@@ -139,9 +144,14 @@ class ChatBitNet(Connection, GenerationFields, BaseChatModel):
         **kwargs: Any,
     ) -> ChatResult:
         call = self._call(stop, kwargs)
-        async with self.aconnect(call.model) as model:
+        begun = BegunCalls()
+        async with self.aopened(call.model) as model:
             with translated():
-                return call.result(await model.achat(to_messages(messages), **call.options))
+                generation = model.astream_chat(to_messages(messages), **call.options)
+                if call.has_tools:
+                    async for delta in generation:
+                        begun.count(delta)
+                return call.result(await generation.aresult(), begun)
 
     def _stream(
         self,
@@ -160,7 +170,7 @@ class ChatBitNet(Connection, GenerationFields, BaseChatModel):
     def _chunks(self, messages: list[BaseMessage], call: Call) -> Generator[ChatGenerationChunk, None, None]:
         chunks = Chunks(call)
         with (
-            self.connect(call.model) as model,
+            self.opened(call.model) as model,
             translated(),
             contextlib.closing(model.stream_chat(to_messages(messages), **call.options)) as generation,
         ):
@@ -186,7 +196,7 @@ class ChatBitNet(Connection, GenerationFields, BaseChatModel):
         self, messages: list[BaseMessage], call: Call
     ) -> AsyncGenerator[ChatGenerationChunk, None]:
         chunks = Chunks(call)
-        async with self.aconnect(call.model) as model:
+        async with self.aopened(call.model) as model:
             with translated():
                 generation = model.astream_chat(to_messages(messages), **call.options)
                 async with contextlib.aclosing(generation):
@@ -215,9 +225,11 @@ class ChatBitNet(Connection, GenerationFields, BaseChatModel):
         else:
             options.pop("parallel_tool_calls", None)
         wanted = options.get("response_format")
-        if wanted is not None and not (isinstance(wanted, Mapping) and "type" in wanted):
+        if wanted is not None and not (
+            isinstance(wanted, Mapping) and wanted.get("type", "object") != "object"
+        ):
             options["response_format"] = response_format(wanted)
-        return Call(options, model, self.model_label(model), reasoning=bool(reasoning), usage=bool(usage))
+        return Call(options, model, self.label_of(model), reasoning=bool(reasoning), usage=bool(usage))
 
     # --- many at a time ---
 
@@ -332,7 +344,7 @@ class ChatBitNet(Connection, GenerationFields, BaseChatModel):
         """The model's tokens of a text, without those it expects around one."""
         if self.custom_get_token_ids is not None:
             return self.custom_get_token_ids(text)
-        with self.connect() as model:
+        with self.opened() as model:
             return model.tokenize(text, add_special=False)
 
     def get_num_tokens_from_messages(
@@ -342,7 +354,7 @@ class ChatBitNet(Connection, GenerationFields, BaseChatModel):
         options: dict[str, Any] = {} if self.template_args is None else {"template_args": self.template_args}
         if tools:
             options["tools"] = to_tools(tools)
-        with self.connect() as model:
+        with self.opened() as model:
             return model.count_tokens(to_messages(messages), **options)
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from langchain_core.embeddings import Embeddings
 from pydantic import ConfigDict
 
-from ._connection import Connection
+from ._connection import SharedConnection
 from ._errors import translated
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-class BitNetEmbeddings(Connection, Embeddings):
+class BitNetEmbeddings(SharedConnection, Embeddings):
     """Vectors made by a BitNet model, in this process or on a server.
 
         embeddings = BitNetEmbeddings()
@@ -26,7 +26,7 @@ class BitNetEmbeddings(Connection, Embeddings):
     the context has, and bitnet.ValidationError for an empty one.
     """
 
-    model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
+    model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True, hide_input_in_errors=True)
 
     query_prefix: str = ""
     """Put before a text that is searched for, besides what the model itself is known to expect."""
@@ -38,20 +38,20 @@ class BitNetEmbeddings(Connection, Embeddings):
     """Scale vectors to the length 1."""
 
     def embed_documents(self, texts: list[str]) -> list[list[float]]:
-        with self.connect() as model, translated():
+        with self.opened() as model, translated():
             return _lists(model.embed(**self._documents(texts)))
 
     def embed_query(self, text: str) -> list[float]:
-        with self.connect() as model, translated():
+        with self.opened() as model, translated():
             return _lists(model.embed(**self._query(text)))[0]
 
     async def aembed_documents(self, texts: list[str]) -> list[list[float]]:
-        async with self.aconnect() as model:
+        async with self.aopened() as model:
             with translated():
                 return _lists(await model.aembed(**self._documents(texts)))
 
     async def aembed_query(self, text: str) -> list[float]:
-        async with self.aconnect() as model:
+        async with self.aopened() as model:
             with translated():
                 return _lists(await model.aembed(**self._query(text)))[0]
 

@@ -18,7 +18,7 @@ from langchain_core.runnables import Runnable, RunnableConfig
 from pydantic import ConfigDict, model_validator
 
 from ._answers import PROVIDER
-from ._connection import Connection
+from ._connection import SharedConnection
 from ._errors import translated
 from ._options import GenerationFields, logprobs_of
 from ._version import __version__
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 _WINDOW = 256
 
 
-class BitNetLLM(Connection, GenerationFields, BaseLLM):
+class BitNetLLM(SharedConnection, GenerationFields, BaseLLM):
     """A BitNet model that continues texts, in this process or on a server.
 
         llm = BitNetLLM(max_tokens=32)
@@ -43,7 +43,7 @@ class BitNetLLM(Connection, GenerationFields, BaseLLM):
     does not fit, and the errors of bitnet.
     """
 
-    model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
+    model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True, hide_input_in_errors=True)
 
     @model_validator(mode="after")
     def _set_langchain_bitnet_version(self) -> Self:
@@ -63,7 +63,7 @@ class BitNetLLM(Connection, GenerationFields, BaseLLM):
     def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
         params = super()._get_ls_params(stop=stop, **kwargs)
         params["ls_provider"] = PROVIDER
-        params["ls_model_name"] = self.model_label(kwargs.get("model"))
+        params["ls_model_name"] = self.label_of(kwargs.get("model"))
         return params
 
     # --- answers ---
@@ -78,7 +78,7 @@ class BitNetLLM(Connection, GenerationFields, BaseLLM):
         options, name = self._options(stop, kwargs)
         replies: list[Reply] = []
         pending: deque[bitnet.Generation] = deque()
-        with self.connect(name) as model, translated():
+        with self.opened(name) as model, translated():
             try:
                 for prompt in prompts:
                     if len(pending) == _WINDOW:
@@ -89,7 +89,7 @@ class BitNetLLM(Connection, GenerationFields, BaseLLM):
             finally:
                 for generation in pending:
                     generation.cancel()
-        return _result(replies, self.model_label(name))
+        return _result(replies, self.label_of(name))
 
     async def _agenerate(
         self,
@@ -105,7 +105,7 @@ class BitNetLLM(Connection, GenerationFields, BaseLLM):
             async with window:
                 return await model.agenerate(prompt, **options)
 
-        async with self.aconnect(name) as model:
+        async with self.aopened(name) as model:
             tasks = [asyncio.ensure_future(answer(model, prompt)) for prompt in prompts]
             try:
                 with translated():
@@ -113,7 +113,7 @@ class BitNetLLM(Connection, GenerationFields, BaseLLM):
             finally:
                 for task in tasks:  # nobody waits for them any more, if one failed
                     task.cancel()
-        return _result(replies, self.model_label(name))
+        return _result(replies, self.label_of(name))
 
     def _stream(
         self,
@@ -124,7 +124,7 @@ class BitNetLLM(Connection, GenerationFields, BaseLLM):
     ) -> Iterator[GenerationChunk]:
         options, name = self._options(stop, kwargs, stream=True)
         with (
-            self.connect(name) as model,
+            self.opened(name) as model,
             translated(),
             contextlib.closing(model.stream(prompt, **options)) as generation,
         ):
@@ -143,7 +143,7 @@ class BitNetLLM(Connection, GenerationFields, BaseLLM):
         **kwargs: Any,
     ) -> AsyncIterator[GenerationChunk]:
         options, name = self._options(stop, kwargs, stream=True)
-        async with self.aconnect(name) as model:
+        async with self.aopened(name) as model:
             with translated():
                 async with contextlib.aclosing(model.astream(prompt, **options)) as generation:
                     async for delta in generation:
@@ -163,7 +163,7 @@ class BitNetLLM(Connection, GenerationFields, BaseLLM):
         return options, options.pop("model", None)
 
     def _last(self, reply: Reply, model: str | None) -> GenerationChunk:
-        info = _info(reply, self.model_label(model))
+        info = _info(reply, self.label_of(model))
         if not self.stream_usage:
             del info["token_usage"]
         return GenerationChunk(text="", generation_info=info)
@@ -208,7 +208,7 @@ class BitNetLLM(Connection, GenerationFields, BaseLLM):
         """The model's tokens of a text, without those it expects around one."""
         if self.custom_get_token_ids is not None:
             return self.custom_get_token_ids(text)
-        with self.connect() as model:
+        with self.opened() as model:
             return model.tokenize(text, add_special=False)
 
 
