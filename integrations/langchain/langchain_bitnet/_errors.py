@@ -14,7 +14,7 @@ class ContextOverflowError(bitnet.ContextOverflowError, exceptions.ContextOverfl
 
 
 class TruncatedOutputError(exceptions.OutputParserException):
-    """A tool call or JSON was cut off by the token limit.
+    """A tool call or JSON was cut off, by the token limit or a stop string.
 
     LangChain's parsers would complete the text to valid JSON and pass on values that the model never gave;
     `llm_output` is the text as far as it came.
@@ -22,8 +22,8 @@ class TruncatedOutputError(exceptions.OutputParserException):
 
     def __init__(self, what: str, text: str = "") -> None:
         super().__init__(
-            f"{what} was cut off after the last token that max_tokens or the context allows; allow more "
-            "max_tokens, or shorten the prompt",
+            f"{what} was cut off, by max_tokens, the end of the context or a stop string; allow more "
+            "max_tokens, shorten the prompt, or leave out the stop strings",
             llm_output=text,
         )
 
