@@ -13,18 +13,25 @@ if TYPE_CHECKING:
     from bitnet.engines.generation import Generation
     from bitnet.engines.registry import unload_all
     from bitnet.errors import (
+        AuthenticationError,
         BitNetError,
         CancelledError,
+        CapabilityError,
         ChatTemplateError,
         ConfigError,
         ConstraintError,
         ContextOverflowError,
+        DeadlineError,
         EngineClosedError,
         ModelFileError,
         ModelNotFoundError,
         OverloadedError,
+        ServerError,
+        ServerUnreachableError,
+        StreamInterruptedError,
         ValidationError,
     )
+    from bitnet.inference import BitNetInference, BitNetService
     from bitnet.model import BitNet
     from bitnet.values import (
         Delta,
@@ -47,14 +54,19 @@ if TYPE_CHECKING:
     __version__: str
 
 __all__ = [
+    "AuthenticationError",
     "BitNet",
     "BitNetConfig",
     "BitNetError",
+    "BitNetInference",
+    "BitNetService",
     "CancelledError",
+    "CapabilityError",
     "ChatTemplateError",
     "ConfigError",
     "ConstraintError",
     "ContextOverflowError",
+    "DeadlineError",
     "Delta",
     "EmbeddingRequest",
     "EngineClosedError",
@@ -69,6 +81,9 @@ __all__ = [
     "Reply",
     "Request",
     "Sampling",
+    "ServerError",
+    "ServerUnreachableError",
+    "StreamInterruptedError",
     "Timings",
     "TokenLogprob",
     "Tool",
@@ -92,6 +107,10 @@ def __getattr__(name: str) -> Any:
         from bitnet.model import BitNet as value
     elif name == "BitNetConfig":
         from bitnet.config import BitNetConfig as value
+    elif name in ("BitNetInference", "BitNetService"):
+        from bitnet import inference
+
+        value = getattr(inference, name)
     elif name == "Generation":
         from bitnet.engines.generation import Generation as value
     elif name == "unload_all":

@@ -30,6 +30,7 @@ from bitnet.values import MAX_STOP_STRINGS, EmbdType, QuantType, nearest
 
 ENVIRONMENT = "BITNET_CONFIG"
 MAX_PROBLEMS = 5  # told at once
+DEFAULT_N_CTX = 2048
 
 ConfigLike = str | os.PathLike[str] | Mapping[str, Any]
 
@@ -157,11 +158,11 @@ class BitNetConfig(_Block):
         description="What they are kept as, exactly; before quant_embd. Left out: as in the file.",
     )
     n_ctx: Integer = Field(
-        default=2048,
+        default=DEFAULT_N_CTX,
         ge=0,
         lt=2**31,
-        description="Tokens of prompt and answer together; 0: the model's own limit. Left out: 2048, or that "
-        "limit if it is smaller.",
+        description="Tokens of prompt and answer together; 0: the model's own limit. More than that is an "
+        "error, but 2048 stands for the limit if that is smaller.",
     )
     n_threads: Integer = Field(
         default=8, ge=0, le=1024, description="Compute threads; 0: physical cores, and never more than those."
@@ -223,6 +224,10 @@ class BitNetConfig(_Block):
     _source: Source | None = PrivateAttr(default=None)
     _overrides: dict[str, Any] = PrivateAttr(default_factory=dict)
 
+    def __eq__(self, other: object) -> bool:
+        """By value, wherever it came from."""
+        return isinstance(other, BitNetConfig) and self.model_dump() == other.model_dump()
+
     @field_validator("stop", mode="before")
     @classmethod
     def _one_stop(cls, value: Any) -> Any:
@@ -252,7 +257,11 @@ class BitNetConfig(_Block):
 
     def direct_options(self) -> dict[str, Any]:
         """The keyword arguments of bitnet.BitNet (mode direct). Raises ModelNotFoundError."""
-        n_ctx = self.n_ctx if self.given("n_ctx") else self.context_window
+        n_ctx: int | None = self.n_ctx
+        if self.context_window is not None and not self.given("n_ctx"):
+            n_ctx = self.context_window
+        if n_ctx == DEFAULT_N_CTX:
+            n_ctx = None  # or less, if the model was made for less
         params = self.kernel_params
         return {
             "model": self._model_file(),
@@ -283,44 +292,28 @@ class BitNetConfig(_Block):
         }
 
     def to_mapping(self) -> dict[str, Any]:
-        """What was written, checked, for `load` to make the same again (api_key included)."""
+        """What was given, for `load` to make the same again; api_key in the clear."""
         values = self.model_dump(mode="json", exclude_unset=True)
         if self.api_key is not None:
             values["api_key"] = self.api_key.get_secret_value()
-        if self.model_path is not None:
-            values["model_path"] = self._absolute(self.model_path)
         return values
 
     def _model_file(self) -> str | None:
         if self.model_path is None:
             return self.model
-        path = self._absolute(self.model_path)
-        if not os.path.exists(path):
-            where = [] if self._file_of_path is None else [f"beside {self._file_of_path}"]
-            if not Path(self.model_path).expanduser().is_absolute():
-                where.append(f"in {os.getcwd()}")
-            place = "model_path"
-            if self._file_of_path is not None and self._source is not None:
-                place = self._source.place(("model_path",))
-            message = f"{place}: there is no model file {self.model_path!r} {' or '.join(where)}"
-            raise ModelNotFoundError(message.rstrip())
-        return path
-
-    @property
-    def _file_of_path(self) -> Path | None:
-        """The configuration file that model_path was read from, unless that is absolute."""
-        if self._source is None or "model_path" in self._overrides or self.model_path is None:
-            return None
-        return None if Path(self.model_path).expanduser().is_absolute() else self._source.file
-
-    def _absolute(self, name: str) -> str:
-        """A relative path is looked up beside the configuration file, then in the working directory."""
-        path = Path(name).expanduser()
-        if self._file_of_path is not None:
-            beside = self._file_of_path.parent / path
-            if beside.exists():
-                return str(beside)
-        return str(path.absolute())
+        file = None if self._source is None or "model_path" in self._overrides else self._source.file
+        if file is None:
+            return self.model_path
+        # A relative path is looked up beside the configuration file, then in the working directory.
+        path = Path(self.model_path).expanduser()
+        for candidate in (file.parent / path, path.absolute()):
+            if candidate.exists():
+                return str(candidate)
+        where = "" if path.is_absolute() else f" beside that file or in {os.getcwd()}"
+        assert self._source is not None
+        raise ModelNotFoundError(
+            f"{self._source.place(('model_path',))}: there is no model file {self.model_path!r}{where}"
+        )
 
 
 def load(source: ConfigLike | BitNetConfig | None = None, **overrides: Any) -> BitNetConfig:

@@ -54,7 +54,7 @@ def read(source: str | os.PathLike[str] | Mapping[str, Any]) -> Source:
         block, values = _find_block(source, "the configuration")
         found = Source(_plain(values), None, block)
     else:
-        found = _read_file(Path(source).expanduser().absolute())
+        found = _read_file(Path(os.path.abspath(Path(source).expanduser())))
     return Source(_substitute(found, found.values, ()), found.file, found.block, found.lines)
 
 
@@ -69,8 +69,8 @@ def _read_file(file: Path) -> Source:
         raise ConfigError(f"cannot read the configuration file {file}: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise ConfigError(f"{file} is not UTF-8: byte {error.start} is {data[error.start]:#04x}") from None
-    loader = yaml.SafeLoader(text)
     try:
+        loader = yaml.SafeLoader(text)
         node = loader.get_single_node()
         _refuse_duplicates(file, node, set())
         document = loader.construct_document(node) if node is not None else {}
@@ -82,8 +82,6 @@ def _read_file(file: Path) -> Source:
         raise ConfigError(f"{file}:{line}: not valid YAML: {error.problem or error.context}") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"{file}: not valid YAML: {error}") from None
-    finally:
-        loader.dispose()
     if document is None:
         document = {}
     if not isinstance(document, Mapping):
