@@ -52,6 +52,12 @@ class _Slot:
     def __reduce__(self) -> tuple[type[_Slot], tuple[()]]:
         return _Slot, ()
 
+    def __eq__(self, other: object) -> bool:
+        """Objects with the same fields are equal, whichever of them has been asked something."""
+        return isinstance(other, _Slot)
+
+    __hash__ = object.__hash__
+
 
 class Connection(BaseModel):
     """The model, and where and how it is computed. None = as the configuration or `bitnet` has it.

@@ -89,7 +89,7 @@ def test_copies_and_pickles_open_for_themselves(random_path: Path) -> None:
     original = Connection(model=str(random_path), keep_alive=0)
     original.connect().load()
     for other in (copy.deepcopy(original), pickle.loads(pickle.dumps(original))):
-        assert other.model == original.model
+        assert other == original
         assert other.connect() is not original.connect()
         other.disconnect()
     assert original.connect().generate("Hi", max_tokens=1).usage.completion_tokens <= 1

@@ -57,8 +57,11 @@ class SharedConnection(Connection):
         if self.client is None and self.settings.mode == "api":
             given = self.settings.given("n_ctx") or self.settings.given("context_window")
             return self.context_size() if given else None
-        with contextlib.suppress(bitnet.BitNetError, OSError):
-            return self.context_size()
+        with (
+            contextlib.suppress(bitnet.BitNetError, OSError),
+            self.opened() as model,
+        ):  # not `connect`: it holds on
+            return model.n_ctx
         return None
 
     def connection_identity(self) -> dict[str, Any]:

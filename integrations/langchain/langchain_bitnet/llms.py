@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     import bitnet
     from typing_extensions import Self
 
-# Prompts handed to the engine at the same time; it computes n_batch of them together. More would not be
-# faster, and an engine refuses to keep any number of them waiting.
+# Prompts handed to the engine at the same time at most; it computes n_batch of them together. More would not
+# be faster, and an engine refuses to keep any number of them waiting.
 _WINDOW = 256
 
 
@@ -68,6 +68,10 @@ class BitNetLLM(SharedConnection, GenerationFields, BaseLLM):
 
     # --- answers ---
 
+    @property
+    def _window(self) -> int:
+        return max(1, min(_WINDOW, self.max_waiting))
+
     def _generate(
         self,
         prompts: list[str],
@@ -81,7 +85,7 @@ class BitNetLLM(SharedConnection, GenerationFields, BaseLLM):
         with self.opened(name) as model, translated():
             try:
                 for prompt in prompts:
-                    if len(pending) == _WINDOW:
+                    if len(pending) == self._window:
                         replies.append(pending.popleft().result())
                     pending.append(model.stream(prompt, **options))
                 while pending:
@@ -99,7 +103,7 @@ class BitNetLLM(SharedConnection, GenerationFields, BaseLLM):
         **kwargs: Any,
     ) -> LLMResult:
         options, name = self._options(stop, kwargs)
-        window = asyncio.Semaphore(_WINDOW)
+        window = asyncio.Semaphore(self._window)
 
         async def answer(model: bitnet.BitNet, prompt: str) -> Reply:
             async with window:

@@ -11,9 +11,13 @@ from langchain_bitnet import ChatBitNet
 
 
 class ChatBitNetSuite(ChatModelIntegrationTests):
-    """Everything a text model can do is switched on, and no test is overridden."""
+    """Everything a text model can do is switched on, and no test is overridden.
+
+    where: the fields that say which model answers. other: the name of another one there.
+    """
 
     method: ClassVar[str]
+    where: ClassVar[dict[str, Any]]
     other: ClassVar[str]
 
     @property
@@ -22,7 +26,7 @@ class ChatBitNetSuite(ChatModelIntegrationTests):
 
     @property
     def chat_model_params(self) -> dict[str, Any]:
-        return {"seed": 1}
+        return {**self.where, "seed": 1, "temperature": 0, "max_tokens": 100}
 
     @property
     def structured_output_kwargs(self) -> dict[str, Any]:
@@ -46,7 +50,7 @@ class ChatBitNetSuite(ChatModelIntegrationTests):
 
     def invoke_with_cache_read_input(self, *, stream: bool = False) -> AIMessage:
         """The second time the same prompt is asked, most of it was computed before."""
-        chat = ChatBitNet(temperature=0, max_tokens=8, **self.chat_model_params)
+        chat = ChatBitNet(**{**self.chat_model_params, "max_tokens": 8})
         prompt = "Tell me a story about a brave fox, a small house and a very long road to the sea."
         chat.invoke(prompt)
         if not stream:

@@ -12,20 +12,23 @@ from .chat_suite import ChatBitNetSuite
 pytestmark = pytest.mark.disable_socket
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _other(other_model: str) -> None:
-    ChatBitNetSuite.other = other_model
+class InProcess(ChatBitNetSuite):
+    where = {}  # noqa: RUF012  # never changed
+
+    @pytest.fixture(autouse=True)
+    def _other(self, other_model: str) -> None:
+        type(self).other = other_model
 
 
-class TestJsonSchema(ChatBitNetSuite):
+class TestJsonSchema(InProcess):
     method = "json_schema"
 
 
-class TestFunctionCalling(ChatBitNetSuite):
+class TestFunctionCalling(InProcess):
     method = "function_calling"
 
 
-class TestJsonMode(ChatBitNetSuite):
+class TestJsonMode(InProcess):
     method = "json_mode"
 
 
