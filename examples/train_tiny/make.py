@@ -7,16 +7,15 @@ python examples/train_tiny/make.py --help     # what can be changed
 from __future__ import annotations
 
 import argparse
-from itertools import islice
 from pathlib import Path
 
 import torch
 
-from tiny_bitnet.corpus import Source, samples
+from tiny_bitnet.corpus import tokenizer_texts
 from tiny_bitnet.evaluate import evaluate
 from tiny_bitnet.export import export
 from tiny_bitnet.model import ModelConfig
-from tiny_bitnet.tokenizer import ROLES, load_tokenizer, train_tokenizer
+from tiny_bitnet.tokenizer import load_tokenizer, train_tokenizer
 from tiny_bitnet.train import TrainOptions, train
 
 STAGES = ("tokenizer", "train", "export", "evaluate")
@@ -45,9 +44,7 @@ def arguments() -> argparse.Namespace:
 
 
 def make_tokenizer(path: Path, vocab_size: int, seed: int) -> None:
-    conversations = islice(samples(Source("train", f"tokenizer-{seed}")), 20_000)
-    texts = (f"{ROLES[role]}: {text}" for sample in conversations for role, text in sample.messages)
-    tokenizer = train_tokenizer(texts, vocab_size)
+    tokenizer = train_tokenizer(tokenizer_texts(seed), vocab_size)
     path.parent.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(path))
 

@@ -21,7 +21,7 @@ from .bitlinear import norm_bit_linear, rms_norm
 class ModelConfig:
     """Sizes of the network. `hidden_size` and `intermediate_size` are multiples of 128 (I2_S blocks)."""
 
-    vocab_size: int = 1024
+    vocab_size: int = 1536
     hidden_size: int = 256
     intermediate_size: int = 512
     num_hidden_layers: int = 4
@@ -30,7 +30,7 @@ class ModelConfig:
     head_dim: int = 64
     rope_theta: float = 100_000.0
     rms_norm_eps: float = 1e-5
-    max_position_embeddings: int = 1024
+    max_position_embeddings: int = 2048
 
     @property
     def queries_per_kv(self) -> int:

@@ -23,13 +23,14 @@ from .scoring import held_out_rows, score
 
 @dataclass(frozen=True)
 class TrainOptions:
-    steps: int = 10_000
+    steps: int = 16_000
     tokens_per_step: int = 1024
     max_length: int = 1024
     learning_rate: float = 1.5e-3
     warmup_steps: int = 60
     weight_decay: float = 0.05
-    early: float = 0.12  # part of the run with the copy-heavy mix
+    early_steps: int = 1_000_000  # of the copy-heavy mix that comes first
+    decay_from: float = 0.4  # part of the run after which the learning rate falls to zero
     seed: int = 0
     evaluate_every: int = 1000
     save_every: int = 250
@@ -72,9 +73,9 @@ def _optimizer(model: TinyBitNet, options: TrainOptions) -> torch.optim.AdamW:
 
 
 def _schedule(optimizer: torch.optim.AdamW, options: TrainOptions, step: int) -> None:
-    """Linear warm-up, then one linear decay to zero; no weight decay in the second half."""
+    """Linear warm-up, a constant part, one linear decay to zero; no weight decay in the second half."""
     progress = step / options.steps
-    factor = min((step + 1) / options.warmup_steps, 1 - progress)
+    factor = min((step + 1) / options.warmup_steps, 1.0, (1 - progress) / (1 - options.decay_from))
     for group in optimizer.param_groups:
         group["lr"] = options.learning_rate * factor
     optimizer.param_groups[0]["weight_decay"] = options.weight_decay if progress < 0.5 else 0.0
@@ -132,7 +133,7 @@ class Trainer:
     def _batches(self) -> Iterator[Batch]:
         o = self.options
         while True:
-            early = self.step < o.early * o.steps
+            early = self.step < o.early_steps
             self.chunk += 1
             yield from chunk_batches(
                 self.tokenizer, o.seed, self.chunk, early, o.tokens_per_step, o.max_length
