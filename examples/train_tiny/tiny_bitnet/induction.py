@@ -43,8 +43,8 @@ def construct_induction(
     first, second = model.blocks[0].self_attn, model.blocks[1].self_attn
 
     # Layer 0, where: q.k(distance) = sum_i cos((distance - back) * frequency_i), largest `back` tokens back.
-    # A matrix with few values has a small scale when it is ternary: dimensions that the other side does not use
-    # keep their random values.
+    # A matrix with few values has a small scale when it is ternary: dimensions that the other side does not
+    # use keep their random values.
     idle = [i for i in range(dim) if i % half >= rotations]
     for kv_head, back in ((0, 1), (1, 2)):
         key = first.k_proj.weight[kv_head * dim : (kv_head + 1) * dim]

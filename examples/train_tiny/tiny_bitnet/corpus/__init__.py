@@ -6,28 +6,38 @@ from collections.abc import Callable, Iterator
 
 from . import prompts
 from .chat import chat, chat_copy, dialogue
+from .choosing import options
 from .copying import copying
 from .facts import facts, unknown
-from .reading import reading
-from .source import Message, Sample, Source, held_out
+from .judging import condense, judge
+from .pairs import passage_pair
+from .reading import conversation, reading, refine
+from .source import Family, Message, Sample, Source, held_out, unmarked
 from .story import story
-from .structured import options, schema
+from .structured import invention, schema
 from .sums import arithmetic
-from .tools import tools
+from .tools import forced, tools
 
-Mix = dict[Callable[[Source], Sample], float]
+Skill = Callable[[Source], Family | Sample]
+Mix = dict[Skill, float]
 
-# Shares of samples; a tool sample has eight times the tokens of a fact.
+# Shares of families. One of tools has ten times the tokens of a fact, and five conversations.
 MIX: Mix = {
-    facts: 42, unknown: 2, chat: 11, chat_copy: 8, dialogue: 6, copying: 9, arithmetic: 7, reading: 6,
-    story: 3, options: 2, tools: 3, schema: 1,
+    facts: 110, unknown: 4, chat: 14, chat_copy: 9, dialogue: 2, copying: 14, arithmetic: 3, story: 1,
+    reading: 15, refine: 1, conversation: 2, judge: 2, condense: 1.2,
+    tools: 16, forced: 3, schema: 3.5, invention: 0.6, options: 11,
 }  # fmt: skip
 # The constructed start is kept by much copying in the first minutes.
 EARLY: Mix = {facts: 22, chat: 10, chat_copy: 10, copying: 42, reading: 6, arithmetic: 5, story: 2, tools: 3}
 
 
+def draw_family(source: Source, mix: Mix = MIX) -> Family:
+    drawn = source.weighted(list(mix), list(mix.values()))(source)
+    return [drawn] if isinstance(drawn, Sample) else drawn
+
+
 def draw(source: Source, mix: Mix = MIX) -> Sample:
-    return source.weighted(list(mix), list(mix.values()))(source)
+    return source.choice(draw_family(source, mix))
 
 
 # The tokenizer sees more of the long formats than training does: their words must not fall apart.
@@ -35,8 +45,10 @@ _FOR_TOKENIZER: Mix = {**MIX, facts: 20, reading: 12, tools: 10, schema: 6, opti
 
 
 _SCHEMA_WORDS = (
-    '{"anyOf": [{"type": "string"}, {"type": "null"}], "default": null, "title": "Value", "description": "The"}',
-    '{"additionalProperties": false, "enum": ["a", "b"], "items": {"type": "number"}, "minimum": 0, "maximum": 9}',
+    '{"anyOf": [{"type": "string"}, {"type": "null"}], "default": null, "title": "Value", '
+    '"description": "The"}',
+    '{"additionalProperties": false, "enum": ["a", "b"], "items": {"type": "number"}, "minimum": 0, '
+    '"maximum": 9}',
     '{"properties": {"setup": {"title": "Setup", "type": "string"}}, "required": ["setup"], "title": "Joke"}',
 )
 
@@ -46,7 +58,7 @@ def tokenizer_texts(seed: int, count: int = 20_000) -> Iterator[str]:
     source = Source("train", f"tokenizer-{seed}")
     for _ in range(count):
         for role, text in draw(source, _FOR_TOKENIZER).messages:
-            yield f"{role.capitalize()}: {text}"
+            yield f"{role.capitalize()}: {unmarked(text)}"
     fixed = [value for name, value in vars(prompts).items() if name.isupper()]
     texts = [text for value in fixed for text in ([value] if isinstance(value, str) else value)]
     for _ in range(count // 100):
@@ -59,14 +71,6 @@ def samples(source: Source, mix: Mix = MIX) -> Iterator[Sample]:
 
 
 __all__ = [
-    "EARLY",
-    "MIX",
-    "Message",
-    "Mix",
-    "Sample",
-    "Source",
-    "draw",
-    "held_out",
-    "samples",
-    "tokenizer_texts",
-]
+    "EARLY", "MIX", "Family", "Message", "Mix", "Sample", "Source", "draw", "draw_family", "held_out",
+    "passage_pair", "samples", "tokenizer_texts", "unmarked",
+]  # fmt: skip

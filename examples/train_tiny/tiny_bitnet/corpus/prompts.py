@@ -1,6 +1,6 @@
 """The prompts in which a text and a question about it arrive, most of them those that RAG libraries send.
 
-Placeholders: {text}, {question}, {answer}, {history}, {count}, {choices}. The texts put in are always invented.
+What is put in is always invented.
 """
 
 from __future__ import annotations
@@ -77,7 +77,8 @@ CONDENSE = (
     "user,\n  rephrase the follow up question to be a standalone question.\n\n  Chat History:\n  {history}\n"
     "  Follow Up Input: {question}\n  Standalone question:",
     "Given the following conversation and a follow up question, rephrase the follow up question to be a "
-    "standalone question, in its original language.\n\nChat History:\n{history}\nFollow Up Input: {question}\n"
+    "standalone question, in its original language.\n\nChat History:\n{history}\nFollow Up Input: "
+    "{question}\n"
     "Standalone question:",
 )
 CONDENSE_SYSTEM = (
@@ -111,7 +112,10 @@ SELECT_ONE = (
 SELECT_SOME = (
     "Some choices are given below. It is provided in a numbered list (1 to {count}), where each item in the "
     "list corresponds to a summary.\n---------------------\n{choices}\n---------------------\nUsing only the "
-    "choices above and not prior knowledge, return the top choices (no more than {most}, but only select what "
-    "is needed) that are most relevant to the question: '{question}'\n"
+    "choices above and not prior knowledge, return the top choices (no more than {most}, but only select "
+    "what is needed) that are most relevant to the question: '{question}'\n"
 )
-FOLLOW_SCHEMA = "\n\nHere's a JSON schema to follow:\n{schema}\n\nOutput a valid JSON object but do not repeat the schema.\n"
+FOLLOW_SCHEMA = (
+    "\n\nHere's a JSON schema to follow:\n{schema}\n\n"
+    "Output a valid JSON object but do not repeat the schema.\n"
+)
