@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bitnet import models
+from bitnet.engines.generation import DeferredGeneration
 from bitnet.engines.native import NativeEngine
 from bitnet.engines.registry import Lease
 from bitnet.values import (
@@ -50,7 +51,8 @@ class BitNet:
             print(delta.text, end="")
 
     The options of generate, stream, chat, stream_chat and their async siblings are the fields of
-    bitnet.Request (max_tokens, stop, ignore_eos, logprobs, top_logprobs) and of bitnet.Sampling
+    bitnet.Request (max_tokens, n, stop, ignore_eos, logprobs, top_logprobs, response_format, tools,
+    tool_choice, parallel_tool_calls, template_args, cache_salt) and of bitnet.Sampling
     (temperature, top_k, top_p, min_p, repetition_penalty, presence_penalty, frequency_penalty, seed,
     logit_bias). All of them raise ValidationError, ContextOverflowError if the prompt does not fit,
     OverloadedError if too many requests wait, EngineClosedError.
@@ -70,6 +72,7 @@ class BitNet:
         n_batch: int = 2,
         use_mmap: bool = True,
         use_mlock: bool = False,
+        kv_tokens: int | None = None,
         max_waiting: int = 1024,
         keep_alive: float = 0,
         lazy: bool = False,
@@ -81,6 +84,9 @@ class BitNet:
             that limit if it is smaller.
         n_threads: compute threads; 0 = physical cores.
         n_batch: requests computed together; memory for keys and values grows with it.
+        kv_tokens: tokens whose keys and values are held for all requests together, n_ctx at least; None = as
+            many as n_batch full contexts have. With fewer, requests that do not fit wait, or make way and are
+            computed again: their answers stay the same.
         use_mmap: keep the packed weights of large models in the user's cache directory and map them from
             there, shared between processes; False = in private memory.
         use_mlock: keep the weights from being swapped out.
@@ -99,6 +105,7 @@ class BitNet:
             "n_batch": as_integer("n_batch", n_batch, 1, 256),
             "use_mmap": as_flag("use_mmap", use_mmap),
             "use_mlock": as_flag("use_mlock", use_mlock),
+            "kv_tokens": None if kv_tokens is None else as_integer("kv_tokens", kv_tokens, 1, 2**31 - 1),
             "max_waiting": as_integer("max_waiting", max_waiting, 0, 2**31 - 1),
         }
         keep_alive = as_number("keep_alive", keep_alive, -math.inf, math.inf)
@@ -136,10 +143,6 @@ class BitNet:
         """
         self._lease.engine()
 
-    async def _aload(self) -> None:
-        if not (self._lease.ready or self._lease.closed):
-            await asyncio.to_thread(self.load)
-
     @property
     def _engine(self) -> Engine:
         """For what can be known without computing: after `close`, the engine that was."""
@@ -166,21 +169,29 @@ class BitNet:
 
     async def agenerate(self, prompt: str | Iterable[int], **options: Unpack[GenerateOptions]) -> Reply:
         """`generate` for event loops. Cancelling the task stops the computation."""
-        await self._aload()
         return await self.astream(prompt, **options).aresult()
 
     def astream(self, prompt: str | Iterable[int], **options: Unpack[GenerateOptions]) -> Generation:
-        """`stream` for event loops: not to be awaited, but iterated with `async for`."""
-        return self.stream(prompt, **options)
+        """`stream` for event loops: not to be awaited, but iterated with `async for`.
+
+        It begins with the first iteration, or with `aresult()`, which also load the model if it is not.
+        """
+        return self._deferred(Request.build(prompt=prompt, options=options))
 
     async def achat(self, messages: Iterable[MessageLike], **options: Unpack[GenerateOptions]) -> Reply:
         """`chat` for event loops. Cancelling the task stops the computation."""
-        await self._aload()
         return await self.astream_chat(messages, **options).aresult()
 
     def astream_chat(self, messages: Iterable[MessageLike], **options: Unpack[GenerateOptions]) -> Generation:
-        """`stream_chat` for event loops: not to be awaited, but iterated with `async for`."""
-        return self.stream_chat(messages, **options)
+        """`stream_chat` for event loops: not to be awaited, but iterated with `async for`.
+
+        It begins with the first iteration, or with `aresult()`, which also load the model if it is not.
+        """
+        return self._deferred(Request.build(messages=messages, options=options))
+
+    def _deferred(self, request: Request) -> Generation:
+        lease = self._lease
+        return DeferredGeneration(lambda: lease.submit(request))
 
     def tokenize(self, text: str, *, add_special: bool = True, parse_special: bool = False) -> list[int]:
         """Token ids of `text`.
@@ -195,6 +206,19 @@ class BitNet:
     def detokenize(self, token_ids: Iterable[int], *, skip_special: bool = True) -> str:
         """The text of token ids. skip_special: without the special tokens among them."""
         return self._engine.detokenize(list(token_ids), skip_special=skip_special)
+
+    def render(self, messages: Iterable[MessageLike], **options: Unpack[GenerateOptions]) -> str:
+        """The prompt that `chat` makes of a conversation, and of tools if there are any, as text.
+
+        Special tokens are written out: the text is for showing. Raises ChatTemplateError.
+        """
+        return self._engine.render(Request.build(messages=messages, options=options))
+
+    def count_tokens(self, prompt: str | Iterable[MessageLike], **options: Unpack[GenerateOptions]) -> int:
+        """Tokens of the prompt that `generate` makes of a text, or `chat` of a conversation."""
+        if isinstance(prompt, str):
+            return self._engine.count_tokens(Request.build(prompt=prompt, options=options))
+        return self._engine.count_tokens(Request.build(messages=prompt, options=options))
 
     def logits(self, token_ids: Iterable[int]) -> NDArray[np.float32]:
         """[len(token_ids), vocab_size], float32: row i are the logits of what follows token i.
@@ -236,7 +260,8 @@ class BitNet:
     ) -> NDArray[np.float32]:
         """`embed` for event loops. Cancelling the task stops the computation."""
         request = _embedding_request(texts, kind, pooling, normalize)
-        await self._aload()
+        if not (self._lease.ready or self._lease.closed):
+            await asyncio.to_thread(self.load)
         return await self._lease.engine().aembed(request)
 
     @property

@@ -17,7 +17,7 @@ import itertools
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -25,7 +25,8 @@ from numpy.typing import NDArray
 
 from bitnet.engines.generation import Generation, Outlet
 from bitnet.errors import ContextOverflowError, EngineClosedError, OverloadedError, ValidationError
-from bitnet.text.incremental import StopMatcher
+from bitnet.runtime.answer import AnswerText, Gathering
+from bitnet.text.tool_calls import CLOSER, OPENER
 from bitnet.values import (
     Delta,
     EmbeddingRequest,
@@ -36,6 +37,8 @@ from bitnet.values import (
     Request,
     Timings,
     TokenLogprob,
+    ToolCall,
+    ToolCallDelta,
     Usage,
 )
 
@@ -52,9 +55,11 @@ _SLICE = 0.001  # seconds between two looks at whether a delay is still wanted
 class FakeReply:
     """What to answer to one request.
 
-    text: the answer, or its pieces: each is one Delta.
+    text: the answer, or its pieces: each is one Delta. If the request has tools, <tool_call> in it begins a
+    call, as in a model's answer.
+    tool_calls: calls behind the text. A mapping as arguments is made into JSON.
     finish_reason: unless max_tokens ("length"), a stop string ("stop") or the user ("cancelled") ends it
-    before.
+    before. With calls, "stop" becomes "tool_calls".
     error: raised by the generation after the text.
     refuse: raised at once by whoever submits the request, and there is no generation.
     delay: seconds before each Delta, and before the end.
@@ -62,6 +67,7 @@ class FakeReply:
     """
 
     text: str | Sequence[str] = ""
+    tool_calls: Sequence[ToolCall] = ()
     finish_reason: FinishReason = "stop"
     error: BaseException | None = None
     refuse: BaseException | None = None
@@ -70,7 +76,12 @@ class FakeReply:
 
     @property
     def pieces(self) -> tuple[str, ...]:
-        return (self.text,) if isinstance(self.text, str) else tuple(self.text)
+        text = (self.text,) if isinstance(self.text, str) else tuple(self.text)
+        calls = (
+            f'{OPENER}{{"name": "{call.name}", "arguments": {call.arguments}}}{CLOSER}'
+            for call in self.tool_calls
+        )
+        return (*(piece for piece in text if piece or not self.tool_calls), *calls)
 
 
 Script = str | FakeReply | Iterable[str | FakeReply] | Callable[[Request], str | FakeReply]
@@ -150,21 +161,26 @@ class FakeEngine:
         if len(prompt_ids) >= self._info.n_ctx:
             raise ContextOverflowError(len(prompt_ids), self._info.n_ctx)
         _check_ids("logit_bias", request.sampling.logit_bias)
-        reply = self._reply_to(request)
-        if isinstance(reply, str):
-            reply = FakeReply(reply)
-        if reply.refuse is not None:
-            raise reply.refuse
-        room = self._info.n_ctx - len(prompt_ids)
-        answer = _Answer(request, reply, len(prompt_ids), min(request.max_tokens or room, room))
-        thread = threading.Thread(target=self._run, args=(answer,), name="bitnet-fake", daemon=True)
+        gathering = Gathering(request.n)
+        threads = []
+        for index in range(request.n):
+            reply = self._reply_to(request)
+            if isinstance(reply, str):
+                reply = FakeReply(reply)
+            if reply.refuse is not None:
+                raise reply.refuse
+            answer = _Answer(request, reply, len(prompt_ids), self._info.n_ctx, gathering, index)
+            threads.append(
+                threading.Thread(target=self._run, args=(answer,), name="bitnet-fake", daemon=True)
+            )
         with self._lock:
             self._check_open()
-            if len(self._threads) >= self._max_requests:
+            if len(self._threads) + len(threads) > self._max_requests:
                 raise OverloadedError(f"too many requests: {len(self._threads)} under way")
-            self._threads[thread] = answer.outlet
-        thread.start()
-        return Generation(answer.outlet, lambda: None, owner=self)
+            self._threads.update(dict.fromkeys(threads, gathering.outlet))
+        for thread in threads:
+            thread.start()
+        return Generation(gathering.outlet, lambda: None, owner=self)
 
     def _run(self, answer: _Answer) -> None:
         answer.run()
@@ -181,8 +197,7 @@ class FakeEngine:
             _check_ids("prompt", request.token_ids)
             return request.token_ids
         if request.messages is not None:
-            turns = [f"{message.role}: {message.content}\n" for message in request.messages]
-            return self.tokenize("".join(turns) + "assistant: ")
+            return self.tokenize(self.render(request))
         return self.tokenize(request.prompt or "")
 
     def tokenize(self, text: str, *, add_special: bool = True, parse_special: bool = False) -> list[int]:
@@ -195,6 +210,17 @@ class FakeEngine:
             bytes([token_id]) if token_id < BOS_ID else b"" if skip_special else special[token_id]
             for token_id in token_ids
         ).decode(errors="replace")
+
+    def render(self, request: Request) -> str:
+        """A line for each message, and one for the tools if there are any."""
+        if request.messages is None:
+            return self.detokenize(self._prompt_ids(request))
+        lines = [f"tools: {', '.join(tool.name for tool in request.callable_tools)}\n"]
+        lines += [
+            f"{message.role}: {' '.join([message.content, *(call.name for call in message.tool_calls)])}\n"
+            for message in request.messages
+        ]
+        return "".join(lines[not request.callable_tools :]) + "assistant: "
 
     def count_tokens(self, request: Request) -> int:
         return len(self._prompt_ids(request))
@@ -261,16 +287,20 @@ class FakeEngine:
 class _Answer:
     """One reply on its way out, on a thread of its own."""
 
-    def __init__(self, request: Request, reply: FakeReply, n_prompt: int, max_tokens: int) -> None:
-        self.outlet: Outlet[Reply] = Outlet()
+    def __init__(
+        self, request: Request, reply: FakeReply, n_prompt: int, n_ctx: int, gathering: Gathering, index: int
+    ) -> None:
+        self._gathering = gathering
+        self._index = index
+        self._outlet = gathering.outlet
         self._request = request
         self._reply = reply
         self._n_prompt = n_prompt
-        self._max_tokens = max_tokens
+        room = n_ctx - n_prompt
+        self._max_tokens = min(request.max_tokens or room, room)
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
-        self._matcher = StopMatcher(request.stop)
+        self._answer = AnswerText(request.stop, with_tools=bool(request.callable_tools or reply.tool_calls))
         self._ids: list[int] = []
-        self._text: list[str] = []
         self._logprobs: list[TokenLogprob] = []
         self._started_at = time.perf_counter()
         self._first_token_at: float | None = None
@@ -283,20 +313,24 @@ class _Answer:
         try:
             reason = self._speak()
         except BaseException as error:
-            self.outlet.fail(error)
+            self._outlet.fail(error)
+            self._outlet.cancelled = True
             return
         now = time.perf_counter()
         first = self._first_token_at or now
-        self.outlet.finish(
+        calls = self._answer.tool_calls
+        self._gathering.finish(
+            self._index,
             Reply(
-                text="".join(self._text),
+                text=self._answer.text,
                 token_ids=tuple(self._ids),
-                finish_reason=reason,
+                finish_reason="tool_calls" if calls and reason == "stop" else reason,
                 usage=Usage(self._n_prompt, len(self._ids)),
                 timings=Timings(0.0, first - self._started_at, now - first, 0.0, 0.0),
                 logprobs=tuple(self._logprobs) if self._request.logprobs else None,
-                stop_string=self._matcher.matched,
-            )
+                stop_string=self._answer.stop_string,
+                tool_calls=calls,
+            ),
         )
 
     def _speak(self) -> FinishReason:
@@ -315,19 +349,22 @@ class _Answer:
         """Wait for the delay. False = cancelled meanwhile."""
         until = time.monotonic() + self._reply.delay
         # Not an event: cancelling must not wait for locks.
-        while not self.outlet.cancelled and (rest := until - time.monotonic()) > 0:
+        while not self._outlet.cancelled and (rest := until - time.monotonic()) > 0:
             time.sleep(min(rest, _SLICE))
-        return not self.outlet.cancelled
+        return not self._outlet.cancelled
 
     def _say(self, piece: str) -> FinishReason | None:
         """Hand out one piece, as far as the request wants it. Returns why it ends there, if it does."""
         ids: list[int] = []
         text = ""
+        calls: tuple[ToolCallDelta, ...] = ()
         reason: FinishReason | None = None
         for token_id in piece.encode():
             ids.append(token_id)
-            text += self._matcher.feed(self._utf8.decode(bytes([token_id])))
-            if self._matcher.matched is not None:
+            more = self._answer.feed(self._utf8.decode(bytes([token_id])))
+            text += more.text
+            calls = _joined(calls, more.tool_calls)
+            if self._answer.stop_string is not None:
                 reason = "stop"
             elif len(self._ids) + len(ids) == self._max_tokens:
                 reason = "length"
@@ -335,20 +372,18 @@ class _Answer:
                 break
         logprobs = tuple(map(self._logprob, ids)) if self._request.logprobs else ()
         self._ids += ids
-        self._text.append(text)
         self._logprobs += logprobs
         self._first_token_at = self._first_token_at or time.perf_counter()
-        self.outlet.push(Delta(text, tuple(ids), logprobs))
+        self._outlet.push(Delta(text, tuple(ids), logprobs, calls, self._index))
         return reason
 
     def _end(self, reason: FinishReason) -> FinishReason:
-        """Hand out what was held back because a character or a stop string might have been completed."""
-        rest = self._matcher.feed(self._utf8.decode(b"", final=True))
-        if self._matcher.matched is None:
-            rest += self._matcher.flush()
-        if rest:
-            self._text.append(rest)
-            self.outlet.push(Delta(rest))
+        """Hand out what was held back because a character, a stop string or a call might have been
+        completed."""
+        if self._answer.stop_string is None:
+            text, calls = self._answer.flush(self._utf8.decode(b"", final=True))
+            if text or calls:
+                self._outlet.push(Delta(text, tool_calls=calls, index=self._index))
         return reason
 
     def _logprob(self, token_id: int) -> TokenLogprob:
@@ -358,6 +393,16 @@ class _Answer:
         value = self._reply.logprob
         top = tuple(entry((token_id + i) % BOS_ID, value - i) for i in range(self._request.top_logprobs))
         return TokenLogprob(token_id, bytes([token_id]), value, top)
+
+
+def _joined(calls: tuple[ToolCallDelta, ...], more: tuple[ToolCallDelta, ...]) -> tuple[ToolCallDelta, ...]:
+    """Pieces of calls in a row, the arguments of one call in one piece."""
+    for delta in more:
+        if calls and delta.id is None and calls[-1].id is None and calls[-1].index == delta.index:
+            calls = (*calls[:-1], replace(calls[-1], arguments=calls[-1].arguments + delta.arguments))
+        else:
+            calls = (*calls, delta)
+    return calls
 
 
 def _as_function(replies: Script) -> Callable[[Request], str | FakeReply]:

@@ -74,7 +74,7 @@ def test_errors_reach_the_task(endless: BitNet, random_path: Path) -> None:
         with pytest.raises(ContextOverflowError):
             await endless.agenerate([1] * 5000)
         with pytest.raises(ContextOverflowError):
-            endless.astream([1] * 5000)
+            await endless.astream([1] * 5000).aresult()
 
     asyncio.run(overflow())
 

@@ -71,6 +71,22 @@ def test_a_crowd_gets_what_each_would_get_alone(model: BitNet) -> None:
     assert is_idle(model)
 
 
+def test_a_small_store_changes_no_answer(random_path: Path) -> None:
+    """Four requests that together need twice the store: some make way, and are computed again."""
+    options = {"max_tokens": 200, "temperature": 1, "ignore_eos": True}
+    with BitNet(random_path, n_ctx=256, n_batch=4) as large:
+        expected = [large.generate([i + 1] * 40, seed=i, **options).token_ids for i in range(4)]
+        kv_bytes = large.info.kv_bytes
+    with BitNet(random_path, n_ctx=256, n_batch=4, kv_tokens=500) as small:
+        assert small.info.kv_bytes == kv_bytes // 2
+        generations = [small.stream([i + 1] * 40, seed=i, **options) for i in range(4)]
+        assert [generation.result().token_ids for generation in generations] == expected
+        # More was computed than the tokens of four requests.
+        assert engine(small).health().n_tokens > 4 * 240
+    with pytest.raises(ValidationError, match="kv_tokens=255 is less than one context of n_ctx=256"):
+        BitNet(random_path, n_ctx=256, kv_tokens=255)
+
+
 def test_logits_beside_a_generation(random_path: Path) -> None:
     ids = [i % 250 for i in range(300)]
     with BitNet(random_path) as loaded:

@@ -26,7 +26,14 @@ N_CTX = 256
 
 def native(path: Path) -> Engine:
     return NativeEngine(
-        path, n_ctx=N_CTX, n_threads=0, n_batch=4, use_mmap=True, use_mlock=False, max_waiting=64
+        path,
+        n_ctx=N_CTX,
+        n_threads=0,
+        n_batch=4,
+        use_mmap=True,
+        use_mlock=False,
+        kv_tokens=None,
+        max_waiting=64,
     )
 
 

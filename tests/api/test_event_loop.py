@@ -100,6 +100,26 @@ def test_a_ticker_is_never_late_beside_embeddings(model: BitNet) -> None:
     assert_never_late(work)
 
 
+def test_a_ticker_is_never_late_beside_grammars(model: BitNet) -> None:
+    def schema(i: int) -> dict[str, object]:
+        """One that was never compiled before, and takes a while."""
+        properties = {
+            f"p{i}_{k}": {"type": "string", "pattern": f"[a-z]{{1,{k + 2}}}(-[0-9]{{2,9}})*"}
+            for k in range(40)
+        }
+        return {"type": "json_schema", "schema": {"type": "object", "properties": properties}}
+
+    count = iter(range(1000))
+
+    async def work() -> None:
+        streams = [
+            model.astream("Hello", max_tokens=60, response_format=schema(next(count))) for _ in range(3)
+        ]
+        await asyncio.gather(*(collect(stream) for stream in streams))
+
+    assert_never_late(work)
+
+
 def test_loading_lazily_does_not_hold_up_the_loop(slow_path: Path) -> None:
     async def work() -> None:
         async with BitNet(slow_path, n_ctx=333, lazy=True) as slow:

@@ -78,7 +78,7 @@ def test_unknown_option_is_refused_with_the_nearest_name(model: BitNet) -> None:
         model.generate("x", temprature=0)  # type: ignore[call-arg]
     with pytest.raises(ValidationError, match=r"unknown option 'max_token'; did you mean 'max_tokens'?"):
         model.chat([{"role": "user", "content": "x"}], max_token=3)  # type: ignore[call-arg]
-    with pytest.raises(ValidationError, match=r"unknown option 'qqq'; known: max_tokens, stop, "):
+    with pytest.raises(ValidationError, match=r"unknown option 'qqq'; known: max_tokens, n, stop, "):
         model.stream("x", qqq=3)  # type: ignore[call-arg]
 
 
@@ -88,14 +88,29 @@ def test_unknown_option_is_refused_with_the_nearest_name(model: BitNet) -> None:
         ("hi", "messages must be a list"),
         ({"role": "user", "content": "x"}, "messages must be a list"),
         ([], "messages is empty"),
-        (["hi"], r"messages\[0\] must be"),
-        ([{"role": "user", "content": "x"}, {"role": "user"}], r"messages\[1\] has no 'content'"),
+        (["hi"], r"messages\[0\]: a message must be"),
+        ([{"role": "user", "content": "x"}, {"role": "user"}], r"messages\[1\]: there is no 'content'"),
         ([{"role": "user", "contents": "x"}], r"unknown key 'contents'; did you mean 'content'"),
         (
             [{"role": "bot", "content": "x"}],
             r"messages\[0\]: role must be one of system, user, assistant, tool",
         ),
-        ([{"role": "user", "content": None}], r"messages\[0\]: content must be a string"),
+        ([{"role": "user", "content": None}], r"messages\[0\]: there is no 'content'"),
+        ([{"role": "user", "content": 5}], r"messages\[0\]: content must be a string or a list of parts"),
+        (
+            [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}],
+            r"messages\[0\]: content has a part of type 'image_url'",
+        ),
+        (
+            [{"role": "user", "content": "x", "tool_calls": [{"function": {"name": "f"}}]}],
+            "tool_calls belong to messages of the role assistant, not user",
+        ),
+        ([{"role": "user", "content": "x", "tool_call_id": "1"}], "tool_call_id belongs to"),
+        ([{"role": "assistant", "tool_calls": [{"name": "f"}]}], r"messages\[0\]: tool_calls\[0\] must be"),
+        (
+            [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "[1]"}}]}],
+            "the arguments of the call of 'f' must be a JSON object",
+        ),
         ([{"role": "user", "content": "a\udcff"}], "lone surrogate U\\+DCFF at character 1"),
     ],
 )
@@ -161,6 +176,7 @@ def test_reply_as_plain_values() -> None:
         "token_ids": [3],
         "finish_reason": "stop",
         "stop_string": "END",
+        "tool_calls": [],
         "usage": {"prompt_tokens": 5, "completion_tokens": 1, "total_tokens": 6, "cached_tokens": 0},
         "timings": {
             "queue": 0.25,

@@ -51,8 +51,10 @@ class Serving:
         self.scheduler.when_preempted = lambda sequence: None
 
     def sequence(self, token_ids: TokenIds[int], salt: str = "", **options: Any) -> GenerationSequence:
-        request = Request.build(prompt=token_ids, options={"ignore_eos": True, "temperature": 0, **options})
-        return GenerationSequence(token_ids, request, self.tokenizer, self.n_ctx, salt=salt)
+        request = Request.build(
+            prompt=token_ids, options={"ignore_eos": True, "temperature": 0, "cache_salt": salt, **options}
+        )
+        return GenerationSequence(token_ids, request, self.tokenizer, self.n_ctx)
 
     def start(self, sequence: GenerationSequence) -> Generation:
         self.scheduler.submit(sequence)

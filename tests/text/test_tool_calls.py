@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from vocabularies import Trained
 
-from bitnet.errors import ConstraintError, ValidationError
+from bitnet.errors import ValidationError
 from bitnet.text.chat_template import ChatTemplate
 from bitnet.text.tokenizer import Tokenizer
 from bitnet.text.tool_call_parser import (
@@ -21,15 +21,8 @@ from bitnet.text.tool_call_parser import (
     ToolCallParser,
     ToolCallStart,
 )
-from bitnet.text.tool_calls import (
-    NamedTool,
-    Tool,
-    as_tool_choice,
-    as_tools,
-    for_tool_template,
-    template_has_tools,
-    with_tool_prompt,
-)
+from bitnet.text.tool_calls import prompt_parts, template_has_tools
+from bitnet.values import Message, NamedTool, Tool, ToolCall, as_messages, as_tool_choice, as_tools
 
 WEATHER = {
     "type": "function",
@@ -90,12 +83,6 @@ def test_wrong_definitions(tools: Any, message: str) -> None:
     assert caught.value.field == "tools"
 
 
-def test_parameters_that_cannot_be_enforced() -> None:
-    schema = {"type": "object", "properties": {"x": {"not": {}}}}
-    with pytest.raises(ConstraintError, match="unsupported keyword 'not' at tool f: #/properties/x/not"):
-        as_tools([function(parameters=schema)])
-
-
 def test_choices() -> None:
     tools = as_tools([WEATHER, NOW])
     assert as_tool_choice(None, tools) == "auto"
@@ -135,23 +122,45 @@ PROMPT = (
 )
 
 
-def test_generic_prompt() -> None:
+HERMES = (
+    "{% if tools %}{{ tools | tojson }} <tool_call>{\"name\": <name>, \"arguments\": <args>}</tool_call>"
+    "{% endif %}{% for m in messages %}{{ m.content }}{% endfor %}"
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def plain(llama3: Trained) -> ChatTemplate:
+    """A template that knows nothing of tools."""
+    source = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    return ChatTemplate(source, Tokenizer.from_metadata(llama3.metadata))
+
+
+@pytest.fixture(scope="module")
+def hermes(llama3: Trained) -> ChatTemplate:
+    return ChatTemplate(HERMES, Tokenizer.from_metadata(llama3.metadata))
+
+
+def test_generic_prompt(plain: ChatTemplate) -> None:
     tools = as_tools([NOW])
     user = {"role": "user", "content": "What time is it?"}
-    assert with_tool_prompt([user], tools) == [{"role": "system", "content": PROMPT}, user]
-    assert with_tool_prompt([{"role": "system", "content": "Be brief."}, user], tools) == [
-        {"role": "system", "content": f"{PROMPT}\n\nBe brief."},
-        user,
-    ]
-    assert with_tool_prompt([{"role": "system", "content": None}, user], tools)[0]["content"] == PROMPT
-    assert with_tool_prompt([user], ()) == [user]
+    brief = {"role": "system", "content": "Be brief."}
+
+    def told(*messages: dict[str, Any], tools: tuple[Tool, ...] = tools) -> list[dict[str, Any]]:
+        parts = prompt_parts(plain, as_messages(messages), tools)
+        assert parts.tools is None
+        return parts.messages
+
+    assert told(user) == [{"role": "system", "content": PROMPT}, user]
+    assert told(brief, user) == [{"role": "system", "content": f"{PROMPT}\n\nBe brief."}, user]
+    assert told({"role": "system", "content": ""}, user)[0]["content"] == PROMPT
+    assert told(user, tools=()) == [user]
 
 
 def call(name: str, arguments: Any, call_id: str = "call_1") -> dict[str, Any]:
     return {"id": call_id, "type": "function", "function": {"name": name, "arguments": arguments}}
 
 
-def test_calls_of_earlier_turns() -> None:
+def test_calls_of_earlier_turns(plain: ChatTemplate, hermes: ChatTemplate) -> None:
     messages = [
         {"role": "user", "content": "Hi"},
         {
@@ -163,7 +172,8 @@ def test_calls_of_earlier_turns() -> None:
         {"role": "assistant", "content": None, "tool_calls": [call("now", {"a": 1})]},
     ]
     before = json.dumps(messages)
-    rendered = with_tool_prompt(messages, ())
+    rendered, tools = prompt_parts(plain, as_messages(messages), ())
+    assert tools is None
     assert rendered == [
         {"role": "user", "content": "Hi"},
         {
@@ -174,36 +184,45 @@ def test_calls_of_earlier_turns() -> None:
         {"role": "tool", "content": "12:00"},
         {"role": "assistant", "content": '<tool_call>{"name": "now", "arguments": {"a": 1}}</tool_call>'},
     ]
-    native = for_tool_template(messages)
+    native, tools = prompt_parts(hermes, as_messages(messages), as_tools([NOW]))
+    assert tools == [as_tools([NOW])[0].to_dict()]
     assert native[1]["tool_calls"][1]["function"] == {"name": "get_weather", "arguments": {"city": "Köln"}}
     assert native[1]["content"] == "Let me see."
     assert native[2] == messages[2]
+    assert prompt_parts(hermes, as_messages(messages), ()).tools is None
     assert json.dumps(messages) == before
 
 
-@pytest.mark.parametrize("arguments", ["[1]", "{", 3])
+def test_calls_are_values() -> None:
+    made = ToolCall("call_1", "f", {"city": "Köln", "n": [1, None]})  # type: ignore[arg-type]
+    assert made.arguments == '{"city": "Köln", "n": [1, null]}'
+    assert made.parsed == {"city": "Köln", "n": [1, None]}
+    assert ToolCall("", "now", "").parsed == {}
+    message = Message("assistant", "Let me see.", (made,))
+    assert as_messages([message.to_dict()]) == (message,)
+    answer = Message("tool", "12:00", tool_call_id="call_1", name="now")
+    assert as_messages([answer.to_dict()]) == (answer,)
+
+
+@pytest.mark.parametrize("arguments", ["[1]", "{", 3, {"x": object()}, {"x": float("nan")}])
 def test_wrong_arguments_in_messages(arguments: Any) -> None:
-    messages = [{"role": "assistant", "content": "", "tool_calls": [call("now", arguments)]}]
-    for render in (lambda: with_tool_prompt(messages, ()), lambda: for_tool_template(messages)):
-        with pytest.raises(ValidationError, match="arguments of the call of 'now' in messages"):
-            render()
+    with pytest.raises(ValidationError) as caught:
+        as_messages([{"role": "assistant", "content": "", "tool_calls": [call("now", arguments)]}])
+    assert str(caught.value).startswith("messages[0]: ")
+    assert caught.value.field == "messages"
 
 
 @pytest.mark.parametrize("bad", [{}, "call", {"function": {"arguments": "{}"}}])
 def test_wrong_calls_in_messages(bad: Any) -> None:
-    with pytest.raises(ValidationError, match="a tool call in messages must be"):
-        with_tool_prompt([{"role": "assistant", "content": "", "tool_calls": [bad]}], ())
+    with pytest.raises(ValidationError, match=r"messages\[0\]: tool_calls\[0\] must be"):
+        as_messages([{"role": "assistant", "content": "", "tool_calls": [bad]}])
 
 
 def test_which_templates_present_tools(llama3: Trained) -> None:
     tokenizer = Tokenizer.from_metadata(llama3.metadata)
-    hermes = (
-        "{% if tools %}{{ tools | tojson }} <tool_call>{\"name\": <name>, \"arguments\": <args>}</tool_call>"
-        "{% endif %}{% for m in messages %}{{ m.content }}{% endfor %}"
-    )  # fmt: skip
     llama31 = '{% if tools %}{{ tools | tojson }} {"parameters": ...}{% endif %}{{ messages[0].content }}'
     silent = '{{ messages[0].content }} <tool_call> "arguments"'
-    assert template_has_tools(ChatTemplate(hermes, tokenizer))
+    assert template_has_tools(ChatTemplate(HERMES, tokenizer))
     assert not template_has_tools(ChatTemplate(llama31, tokenizer))
     assert not template_has_tools(ChatTemplate(silent, tokenizer))
     assert not template_has_tools(ChatTemplate(None, tokenizer))

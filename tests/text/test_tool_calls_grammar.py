@@ -11,11 +11,12 @@ import pytest
 from constrained import allowed, generate
 from vocabularies import Trained
 
-from bitnet.errors import ConstraintError, ValidationError
+from bitnet.errors import ConstraintError
 from bitnet.text.constraints import Constraint
 from bitnet.text.tokenizer import Tokenizer
 from bitnet.text.tool_call_parser import TextDelta, ToolCallArgumentsDelta, ToolCallParser, ToolCallStart
 from bitnet.text.tool_grammar import MAX_PARALLEL_CALLS, tool_constraint
+from bitnet.values import as_tool_choice, as_tools
 
 SCHEMA = {
     "type": "object",
@@ -51,9 +52,8 @@ def tokenizer(request: pytest.FixtureRequest, llama3: Trained) -> Tokenizer:
 def constraint_of(
     tokenizer: Tokenizer, choice: Any = None, parallel: bool = True, answer: Any = None
 ) -> Constraint:
-    constraint = tool_constraint(TOOLS, choice, parallel, answer, tokenizer)
-    assert constraint is not None
-    return constraint
+    tools = as_tools(TOOLS)
+    return tool_constraint(tools, as_tool_choice(choice, tools), parallel, answer, tokenizer)
 
 
 def ids_of(tokenizer: Tokenizer, text: str) -> list[int]:
@@ -107,11 +107,10 @@ WRONG = [
         ("auto", False, None, ["Hi", f"Hi {CALL}"], [CALL + CALL, *WRONG]),
         ("auto", True, {"type": "json_object"}, ['{"a": 1}', CALL, CALL + CALL], ["Hi", f"Hi {CALL}"]),
         ("required", True, {"type": "json_object"}, [CALL], ['{"a": 1}']),
-        ("none", True, {"type": "json_object"}, ['{"a": 1}'], [CALL]),
         ("auto", True, {"type": "choice", "choices": ["yes", "<tool>"]}, ["yes", "<tool>", CALL], ["no"]),
         ("auto", True, {"type": "grammar", "grammar": 'start: "a"+'}, ["aa", CALL], ["b"]),
     ],
-    ids=["required", "1", "named", "auto", "auto-1", "or-json", "no-json", "none", "or-choice", "or-grammar"],
+    ids=["required", "1", "named", "auto", "auto-1", "or-json", "no-json", "or-choice", "or-grammar"],
 )
 def test_what_is_allowed(
     tokenizer: Tokenizer, choice: Any, parallel: bool, answer: Any, good: list[str], bad: list[str]
@@ -134,15 +133,6 @@ def test_visible_control_tokens(tokenizer: Tokenizer) -> None:
     assert constraint_of(tokenizer, "required").visible_ids == expected
 
 
-def test_without_tools_or_with_none(tokenizer: Tokenizer) -> None:
-    assert tool_constraint(TOOLS, "none", True, None, tokenizer) is None
-    assert tool_constraint([], None, True, None, tokenizer) is None
-    assert tool_constraint([], None, True, {"type": "text"}, tokenizer) is None
-    assert tool_constraint([], None, True, {"type": "json_object"}, tokenizer) is not None
-    with pytest.raises(ValidationError, match="no tools"):
-        tool_constraint([], "required", True, None, tokenizer)
-
-
 def test_parallel_calls_are_bounded(tokenizer: Tokenizer) -> None:
     constraint = constraint_of(tokenizer, "required")
     assert accepts(constraint, ids_of(tokenizer, LOOSE * MAX_PARALLEL_CALLS))
@@ -155,7 +145,14 @@ def test_a_tool_that_llguidance_refuses_is_named(tokenizer: Tokenizer) -> None:
     with pytest.raises(
         ConstraintError, match=r"tool 'odd': the schema at tool odd: #/properties/x cannot be"
     ):
-        tool_constraint([*TOOLS, tool], "auto", True, None, tokenizer)
+        tool_constraint(as_tools([*TOOLS, tool]), "auto", True, None, tokenizer)
+
+
+def test_an_unsupported_keyword_is_named(tokenizer: Tokenizer) -> None:
+    parameters = {"type": "object", "properties": {"x": {"not": {}}}}
+    tools = as_tools([{"type": "function", "function": {"name": "f", "parameters": parameters}}])
+    with pytest.raises(ConstraintError, match="unsupported keyword 'not' at tool f: #/properties/x/not"):
+        tool_constraint(tools, "auto", True, None, tokenizer)
 
 
 @pytest.mark.parametrize("choice", ["required", NAMED, "auto"], ids=["required", "named", "auto"])

@@ -29,6 +29,9 @@ class Engine(Protocol):
 
     def detokenize(self, token_ids: Sequence[int], *, skip_special: bool = True) -> str: ...
 
+    def render(self, request: Request) -> str:
+        """The prompt of `request` as text, special tokens written out: for showing."""
+
     def count_tokens(self, request: Request) -> int:
         """Tokens the prompt of `request` has for this model."""
 

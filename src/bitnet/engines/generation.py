@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any, Generic, TypeVar
 
-from bitnet.errors import EngineClosedError
+from bitnet.errors import CancelledError, EngineClosedError
 from bitnet.values import Delta, Reply
 
 Result = TypeVar("Result")
@@ -216,6 +216,67 @@ class Generation(Iterator[Delta], AsyncIterator[Delta]):
 
     def __del__(self) -> None:
         self.cancel()
+
+
+class DeferredGeneration(Generation):
+    """A Generation that begins when it is first asked for something, in an event loop without blocking it.
+
+    To make tokens of a long prompt, to compile a grammar or to load the model takes longer than a loop may
+    stand still. Errors of the start are raised where it is first asked, and each time after that.
+    """
+
+    def __init__(self, start: Callable[[], Generation]) -> None:
+        self._start = start
+        self._lock = threading.Lock()  # held while it starts
+        self._inner: Generation | None = None
+        self._error: BaseException | None = None
+        self._cancelled = False
+
+    def _begin(self) -> Generation:
+        with self._lock:
+            if self._error is not None:
+                raise self._error
+            if self._inner is None:
+                try:
+                    if self._cancelled:
+                        raise CancelledError("the generation was cancelled before it began")
+                    self._inner = self._start()
+                except BaseException as error:
+                    self._error = error
+                    raise
+                if self._cancelled:
+                    self._inner.cancel()
+            return self._inner
+
+    async def _abegin(self) -> Generation:
+        if self._inner is not None:
+            return self._inner
+        try:
+            return await asyncio.to_thread(self._begin)
+        except asyncio.CancelledError:
+            self.cancel()  # the thread goes on, and finds this when it has begun
+            raise
+
+    def __next__(self) -> Delta:
+        return next(self._begin())
+
+    async def __anext__(self) -> Delta:
+        return await anext(await self._abegin())
+
+    def result(self, timeout: float | None = None) -> Reply:
+        return self._begin().result(timeout)
+
+    async def aresult(self) -> Reply:
+        return await (await self._abegin()).aresult()
+
+    @property
+    def done(self) -> bool:
+        return self._error is not None or (self._inner is not None and self._inner.done)
+
+    def cancel(self) -> None:
+        self._cancelled = True
+        if self._inner is not None:
+            self._inner.cancel()
 
 
 def abandon(generation: Generation, error: BaseException) -> None:

@@ -14,7 +14,7 @@ import time
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,12 +23,17 @@ from bitnet import _native
 from bitnet.engines.generation import Generation
 from bitnet.errors import ContextOverflowError, EngineClosedError, ModelFileError, ValidationError
 from bitnet.models import weight_cache
+from bitnet.runtime.answer import Gathering
 from bitnet.runtime.embedding import POOLING_TYPES, PREFIXES, EmbeddingSequence, EmbeddingWindow
 from bitnet.runtime.scheduler import Scheduler
 from bitnet.runtime.sequence import GenerationSequence, LogitsSequence
 from bitnet.text.chat_template import ChatTemplate
 from bitnet.text.tokenizer import Tokenizer
+from bitnet.text.tool_calls import prompt_parts
 from bitnet.values import EmbeddingRequest, Health, ModelInfo, Pooling, Request
+
+if TYPE_CHECKING:
+    from bitnet.text.constraints import Constraint
 
 logger = logging.getLogger("bitnet")
 
@@ -49,6 +54,7 @@ class NativeEngine:
         n_batch: int,
         use_mmap: bool,
         use_mlock: bool,
+        kv_tokens: int | None,
         max_waiting: int,
     ) -> None:
         """Loads the model. The options are those of bitnet.BitNet. Raises ModelFileError and
@@ -74,7 +80,7 @@ class NativeEngine:
                 f"{model.vocab_size} rows; the file is damaged or was converted wrongly"
             )
         n_ctx = _context(n_ctx, model.context_length)
-        self._n_blocks = n_batch * -(-n_ctx // KV_BLOCK_SIZE)
+        self._n_blocks = _kv_blocks(kv_tokens, n_ctx, n_batch)
         self._n_threads = n_threads
         self._n_batch = n_batch
         self._max_waiting = max_waiting
@@ -161,25 +167,42 @@ class NativeEngine:
         if len(prompt_ids) >= self._info.n_ctx:
             raise ContextOverflowError(len(prompt_ids), self._info.n_ctx)
         self._check_ids("logit_bias", request.sampling.logit_bias)
-        constraint = None
-        if request.response_format is not None:
-            from bitnet.text.constraints import compile_constraint  # late: most requests need no grammars
-
-            constraint = compile_constraint(request.response_format, self._tokenizer)
-        sequence = GenerationSequence(
-            prompt_ids, request, self._tokenizer, self._info.n_ctx, constraint.start() if constraint else None
-        )
+        constraint = self._constraint(request)
+        gathering = Gathering(request.n)
+        sequences = [
+            GenerationSequence(
+                prompt_ids, request, self._tokenizer, self._info.n_ctx, constraint, gathering, index
+            )
+            for index in range(request.n)
+        ]
         scheduler = self._scheduler
-        scheduler.submit(sequence)
-        return Generation(sequence.outlet, scheduler.notice_cancel, owner=self)
+        scheduler.submit(*sequences)
+        return Generation(gathering.outlet, scheduler.notice_cancel, owner=self)
+
+    def _constraint(self, request: Request) -> Constraint | None:
+        if request.callable_tools:
+            from bitnet.text.tool_grammar import tool_constraint  # late: most requests need no grammars
+
+            return tool_constraint(
+                request.callable_tools,
+                request.tool_choice,
+                request.parallel_tool_calls,
+                request.response_format,
+                self._tokenizer,
+            )
+        if request.response_format is None:
+            return None
+        from bitnet.text.constraints import compile_constraint
+
+        return compile_constraint(request.response_format, self._tokenizer)
 
     def _prompt_ids(self, request: Request) -> Sequence[int]:
         if request.token_ids is not None:
             self._check_ids("prompt", request.token_ids)
             return request.token_ids
         if request.messages is not None:
-            messages = [message.to_dict() for message in request.messages]
-            return self._chat_template.render(messages, add_generation_prompt=True)
+            messages, tools = prompt_parts(self._chat_template, request.messages, request.callable_tools)
+            return self._chat_template.render(messages, tools=tools, **request.template_args)
         prompt_ids = self.tokenize(request.prompt or "")
         if not prompt_ids:
             raise ValidationError(
@@ -201,6 +224,9 @@ class NativeEngine:
 
     def detokenize(self, token_ids: Sequence[int], *, skip_special: bool = True) -> str:
         return self._tokenizer.decode(token_ids, skip_special=skip_special)
+
+    def render(self, request: Request) -> str:
+        return self.detokenize(self._prompt_ids(request), skip_special=False)
 
     def count_tokens(self, request: Request) -> int:
         return len(self._prompt_ids(request))
@@ -307,6 +333,20 @@ def _context(n_ctx: int | None, limit: int) -> int:
             field="n_ctx",
         )
     return n_ctx or limit
+
+
+def _kv_blocks(kv_tokens: int | None, n_ctx: int, n_batch: int) -> int:
+    blocks_of_context = -(-n_ctx // KV_BLOCK_SIZE)
+    if kv_tokens is None:
+        return n_batch * blocks_of_context
+    if kv_tokens < n_ctx:
+        raise ValidationError(
+            f"kv_tokens={kv_tokens} is less than one context of n_ctx={n_ctx}; give that at least, or load "
+            "the model with a smaller n_ctx",
+            field="kv_tokens",
+        )
+    # More than n_batch contexts only keep more prompts for later requests.
+    return -(-kv_tokens // KV_BLOCK_SIZE)
 
 
 _engines: weakref.WeakSet[NativeEngine] = weakref.WeakSet()

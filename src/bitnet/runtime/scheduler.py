@@ -71,17 +71,18 @@ class Scheduler:
         self._n_steps = 0
         self._n_tokens = 0
 
-    def submit(self, sequence: Sequence) -> None:
-        """Queue a sequence. Raises EngineClosedError and OverloadedError."""
+    def submit(self, *sequences: Sequence) -> None:
+        """Queue sequences, all or none of them. Raises EngineClosedError and OverloadedError."""
         with self._changed:
             if self._closing:
                 raise EngineClosedError("the model is closed; load it again")
-            if len(self._running) + len(self._waiting) >= self._n_batch + self._max_waiting:
+            n_after = len(self._running) + len(self._waiting) + len(sequences)
+            if n_after > self._n_batch + self._max_waiting:
                 raise OverloadedError(
                     f"too many requests: {len(self._running)} under way, {len(self._waiting)} waiting; "
                     "try again later, or load the model with a larger n_batch or max_waiting"
                 )
-            self._waiting.append(sequence)
+            self._waiting.extend(sequences)
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="bitnet-scheduler", daemon=True)
                 self._thread.start()
@@ -287,3 +288,4 @@ class Scheduler:
         if sequence in self._running:
             self._drop(sequence)
         sequence.fail(error)
+        self._cancel_noticed = True  # other answers of the same request end with it

@@ -17,12 +17,13 @@ from numpy.typing import NDArray
 from bitnet import _native
 from bitnet.engines.generation import Outlet
 from bitnet.errors import CancelledError
+from bitnet.runtime.answer import AnswerText, Gathering
 from bitnet.runtime.prefix_cache import BlockTable
-from bitnet.text.incremental import IncrementalDecoder, StopMatcher
+from bitnet.text.incremental import IncrementalDecoder
 from bitnet.values import Delta, FinishReason, Reply, Request, Sampling, Timings, TokenLogprob, Usage
 
 if TYPE_CHECKING:
-    from bitnet.text.constraints import ConstraintState
+    from bitnet.text.constraints import Constraint
     from bitnet.text.tokenizer import Tokenizer
 
 # Rows of logits computed at once: 32 MiB for a vocabulary of 128,256, and soon over: others get their turn.
@@ -85,27 +86,33 @@ class GenerationSequence(Sequence):
         request: Request,
         tokenizer: Tokenizer,
         n_ctx: int,
-        constraint: ConstraintState | None = None,
-        salt: str = "",
+        constraint: Constraint | None = None,
+        gathering: Gathering | None = None,
+        index: int = 0,
     ) -> None:
-        """n_ctx: tokens the sequence may hold, more than the prompt has. salt: as for Sequence.
-        constraint: what the answer must look like, at its start."""
-        super().__init__(prompt_ids, salt)
-        self.outlet: Outlet[Reply] = Outlet()
+        """n_ctx: tokens the sequence may hold, more than the prompt has.
+        constraint: what the answer must look like.
+        gathering, index: where the answers of the request come together, and which of them this is."""
+        super().__init__(prompt_ids, request.cache_salt)
+        self._gathering = gathering or Gathering(1)
+        self._index = index
+        self.outlet: Outlet[Reply] = self._gathering.outlet
         self._request = request
         self._tokenizer = tokenizer
         self._n_prompt = len(prompt_ids)
         room = n_ctx - self._n_prompt
         self._max_tokens = room if request.max_tokens is None else min(request.max_tokens, room)
         self._end_ids = frozenset(() if request.ignore_eos else tokenizer.end_ids)
-        self._sampler = _sampler(request.sampling, prompt_ids)
-        self._constraint = constraint
-        # What a constraint allows is the whole text, a leading space included.
-        continuation = request.messages is None or constraint is not None
-        self._decoder = IncrementalDecoder(tokenizer, continuation=continuation)
-        self._matcher = StopMatcher(request.stop)
+        self._sampler = _sampler(request.sampling, prompt_ids, index)
+        self._constraint = None if constraint is None else constraint.start()
+        self._answer = AnswerText(request.stop, with_tools=bool(request.callable_tools))
+        self._decoder = IncrementalDecoder(
+            tokenizer,
+            # What a constraint allows is the whole text, a leading space included.
+            continuation=request.messages is None or constraint is not None,
+            visible_ids=frozenset() if constraint is None else constraint.visible_ids,
+        )
         self._reason: FinishReason = "length"
-        self._text: list[str] = []
         self._logprobs: list[TokenLogprob] = []
         self._submitted_at = time.perf_counter()
         self._first_token_at: float | None = None
@@ -128,11 +135,10 @@ class GenerationSequence(Sequence):
         self.token_ids.append(sampled.token_id)
         logprobs = (self._logprob(sampled),) if request.logprobs else ()
         self._logprobs.extend(logprobs)
-        text = self._matcher.feed(self._decoder.feed(sampled.token_id))
-        self._text.append(text)
-        self.outlet.push(Delta(text, (sampled.token_id,), logprobs))
+        text, tool_calls = self._answer.feed(self._decoder.feed(sampled.token_id))
+        self.outlet.push(Delta(text, (sampled.token_id,), logprobs, tool_calls, self._index))
         constraint = self._constraint
-        if self._matcher.matched is not None or (constraint is not None and constraint.is_finished):
+        if self._answer.stop_string is not None or (constraint is not None and constraint.is_finished):
             self._reason = "stop"
             return True
         if self._n_generated < self._max_tokens:
@@ -167,27 +173,29 @@ class GenerationSequence(Sequence):
         self.finish()
 
     def finish(self) -> None:
-        if self._matcher.matched is None:
-            # What was held back because a character or a stop string might have been completed.
-            text = self._matcher.feed(self._decoder.flush())
-            if self._matcher.matched is None:
-                text += self._matcher.flush()
-            else:
+        if self._answer.stop_string is None:
+            # What was held back because a character, a stop string or a call might have been completed.
+            text, tool_calls = self._answer.flush(self._decoder.flush())
+            if text or tool_calls:
+                self.outlet.push(Delta(text, tool_calls=tool_calls, index=self._index))
+            if self._answer.stop_string is not None:
                 self._reason = "stop"
-            if text:
-                self._text.append(text)
-                self.outlet.push(Delta(text))
-        self.outlet.finish(
-            Reply(
-                text="".join(self._text),
-                token_ids=tuple(self.token_ids[self._n_prompt :]),
-                finish_reason=self._reason,
-                usage=Usage(self._n_prompt, self._n_generated, self.n_cached),
-                timings=self._timings(),
-                logprobs=tuple(self._logprobs) if self._request.logprobs else None,
-                stop_string=self._matcher.matched,
-            )
+        calls = self._answer.tool_calls
+        reply = Reply(
+            text=self._answer.text,
+            token_ids=tuple(self.token_ids[self._n_prompt :]),
+            finish_reason="tool_calls" if calls and self._reason == "stop" else self._reason,
+            usage=Usage(self._n_prompt, self._n_generated, self.n_cached),
+            timings=self._timings(),
+            logprobs=tuple(self._logprobs) if self._request.logprobs else None,
+            stop_string=self._answer.stop_string,
+            tool_calls=calls,
         )
+        self._gathering.finish(self._index, reply)
+
+    def fail(self, error: BaseException) -> None:
+        super().fail(error)
+        self.outlet.cancelled = True  # the other answers of the request are of no use
 
     def _timings(self) -> Timings:
         now = time.perf_counter()
@@ -206,7 +214,8 @@ class GenerationSequence(Sequence):
         )
 
 
-def _sampler(sampling: Sampling, prompt_ids: TokenIds[int]) -> _native.Sampler:
+def _sampler(sampling: Sampling, prompt_ids: TokenIds[int], index: int) -> _native.Sampler:
+    seed = secrets.randbits(64) if sampling.seed is None else (sampling.seed + index) % 2**64
     return _native.Sampler(
         temperature=sampling.temperature,
         top_k=sampling.top_k,
@@ -215,7 +224,7 @@ def _sampler(sampling: Sampling, prompt_ids: TokenIds[int]) -> _native.Sampler:
         repetition_penalty=sampling.repetition_penalty,
         presence_penalty=sampling.presence_penalty,
         frequency_penalty=sampling.frequency_penalty,
-        seed=secrets.randbits(64) if sampling.seed is None else sampling.seed,
+        seed=seed,
         logit_bias=sampling.logit_bias,
         prompt_ids=prompt_ids,
     )

@@ -16,12 +16,19 @@ class IncrementalDecoder:
     """Token ids in, text out; the pieces of text together are what Tokenizer.decode() gives for all the ids.
 
     With `continuation` the ids go on from a prompt, so that a leading space is the text's own and is kept.
+    visible_ids: special tokens that are part of the text all the same.
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, *, skip_special: bool = True, continuation: bool = False
+        self,
+        tokenizer: Tokenizer,
+        *,
+        skip_special: bool = True,
+        continuation: bool = False,
+        visible_ids: frozenset[int] = frozenset(),
     ) -> None:
         self._tokenizer = tokenizer
+        self._visible_ids = visible_ids
         self._skip_special = skip_special
         self._at_start = tokenizer.space_prefix and not continuation
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
@@ -33,7 +40,9 @@ class IncrementalDecoder:
         unknown id.
         """
         piece, self._at_start = self._tokenizer.visible_bytes(
-            token_id, skip_special=self._skip_special, at_start=self._at_start
+            token_id,
+            skip_special=self._skip_special and token_id not in self._visible_ids,
+            at_start=self._at_start,
         )
         return self._utf8.decode(piece)
 

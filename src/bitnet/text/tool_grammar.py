@@ -2,51 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bitnet.errors import ConstraintError
+from bitnet.values import NamedTool, Tool, ToolChoice
 
 from .constraints import GRAMMAR_HEADER, Constraint, compile_cached
 from .grammar_vocabulary import GrammarVocabulary
 from .json_schema import JsonGrammar
 from .response_formats import ANSWER, Rules, answer_rules
 from .tokenizer import Tokenizer
-from .tool_calls import CLOSER, OPENER, NamedTool, Tool, ToolLike, as_tool_choice, as_tools
+from .tool_calls import CLOSER, OPENER
 
 MAX_PARALLEL_CALLS = 16  # of one answer: a small model may not find an end by itself
 
 
 def tool_constraint(
-    tools: Iterable[ToolLike],
-    tool_choice: Any,
+    tools: Sequence[Tool],
+    tool_choice: ToolChoice,
     parallel: bool,
     response_format: Mapping[str, Any] | None,
     tokenizer: Tokenizer,
-) -> Constraint | None:
-    """What an answer must look like where there are tools; None if it is free text and nothing else.
+) -> Constraint:
+    """What an answer must look like where there are tools, at least one, and the choice is not "none".
 
     "required" and a named tool: one call, or up to 16 if `parallel`, from the first token on. "auto": text,
     which becomes a call wherever the model writes <tool_call>; behind a call only more calls can follow. With
-    a response_format there is no text before, and the answer is either calls or what the format says. "none",
-    or no tools: the response_format alone. Raises ConstraintError and ValidationError.
+    a response_format there is no text before, and the answer is either calls or what the format says.
+    Raises ConstraintError.
     """
-    checked = as_tools(tools)
-    choice = as_tool_choice(tool_choice, checked)
-    if choice == "none" or not checked:
-        checked = ()
-    elif isinstance(choice, NamedTool):
-        checked = tuple(tool for tool in checked if tool.name == choice.name)
-    forced = choice == "required" or isinstance(choice, NamedTool)
+    if isinstance(tool_choice, NamedTool):
+        tools = [tool for tool in tools if tool.name == tool_choice.name]
+    forced = tool_choice == "required" or isinstance(tool_choice, NamedTool)
     markers = _marker_ids(tokenizer)
 
-    def build(description: Any, vocabulary: GrammarVocabulary) -> Constraint | None:
+    def build(description: Any, vocabulary: GrammarVocabulary) -> Constraint:
         rules = answer_rules(description["response_format"])
-        if not checked:
-            if rules is None:
-                return None
-            grammar = f"{GRAMMAR_HEADER}start: {ANSWER}\n{rules.lark}"
-            return Constraint(grammar, vocabulary, patterns=rules.patterns)
         more = f' (("\\n")? opener body closer){{0,{MAX_PARALLEL_CALLS - 1}}}' if parallel else ""
         if forced:
             start = f"start: opener body closer{more}\n"
@@ -55,7 +47,7 @@ def tool_constraint(
             start = _TEXT_OR_CALLS.format(opener=opener, more=more)
         else:
             start = f"start: opener body closer{more} | {ANSWER}\n{rules.lark}"
-        calls = _call_rules(checked, markers)
+        calls = _call_rules(tools, markers)
         return Constraint(
             f"{GRAMMAR_HEADER}{start}{calls.lark}",
             vocabulary,
@@ -64,12 +56,14 @@ def tool_constraint(
         )
 
     description = {
-        "tools": [tool.to_dict() for tool in checked],
+        "tools": [tool.to_dict() for tool in tools],
         "forced": forced,
         "parallel": parallel,
         "response_format": {"type": "text"} if response_format is None else response_format,
     }
-    return compile_cached(description, tokenizer, build)
+    constraint = compile_cached(description, tokenizer, build)
+    assert constraint is not None
+    return constraint
 
 
 # The lazy rule ends with the first opener: from there on the text cannot be anything but a call.

@@ -1,0 +1,52 @@
+"""The values that flow: what is asked (Message, Tool, Sampling, Request) and answered (Delta, Reply).
+
+Immutable, and checked when they are built: whoever holds a Request may trust it. Nothing here knows a model.
+"""
+
+from .checks import as_flag, as_integer, as_number, as_text, as_token_ids, nearest
+from .embedding import EmbeddingKind, EmbeddingRequest, Pooling
+from .info import Health, ModelInfo
+from .messages import ROLES, Message, MessageLike, as_messages
+from .reply import Delta, FinishReason, Reply, Timings, TokenLogprob, ToolCallDelta, Usage
+from .request import MAX_SAMPLES, MAX_STOP_STRINGS, MAX_TOP_LOGPROBS, GenerateOptions, Request
+from .sampling import Sampling
+from .tools import MAX_TOOLS, NamedTool, Tool, ToolCall, ToolChoice, ToolLike, as_tool_choice, as_tools
+
+__all__ = [
+    "MAX_SAMPLES",
+    "MAX_STOP_STRINGS",
+    "MAX_TOOLS",
+    "MAX_TOP_LOGPROBS",
+    "ROLES",
+    "Delta",
+    "EmbeddingKind",
+    "EmbeddingRequest",
+    "FinishReason",
+    "GenerateOptions",
+    "Health",
+    "Message",
+    "MessageLike",
+    "ModelInfo",
+    "NamedTool",
+    "Pooling",
+    "Reply",
+    "Request",
+    "Sampling",
+    "Timings",
+    "TokenLogprob",
+    "Tool",
+    "ToolCall",
+    "ToolCallDelta",
+    "ToolChoice",
+    "ToolLike",
+    "Usage",
+    "as_flag",
+    "as_integer",
+    "as_messages",
+    "as_number",
+    "as_text",
+    "as_token_ids",
+    "as_tool_choice",
+    "as_tools",
+    "nearest",
+]
