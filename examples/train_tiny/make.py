@@ -31,6 +31,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
     parser.add_argument("--output", type=Path, help="the GGUF file (default: bitnet-tiny.gguf in the folder)")
     parser.add_argument("--steps", type=int, default=defaults.steps)
+    parser.add_argument("--minutes", type=float, default=0, help="let the decay take so long, not steps")
     parser.add_argument("--learning-rate", type=float, default=defaults.learning_rate)
     parser.add_argument("--layers", type=int, default=ModelConfig.num_hidden_layers)
     parser.add_argument("--ffn", type=int, default=ModelConfig.intermediate_size)
@@ -64,6 +65,7 @@ def main() -> None:
         )
         train_options = TrainOptions(
             steps=options.steps,
+            minutes=options.minutes,
             learning_rate=options.learning_rate,
             seed=options.seed,
             device=options.device,

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from serving import Serving, some_ids
-
 from bitnet.runtime.scheduler import PROMPT_TILE
 from bitnet.runtime.sequence import LOGITS_CHUNK, LogitsSequence, Sequence
+from serving import Serving, some_ids
 
 
 def steps_with(serving: Serving, *sequences: Sequence) -> list[dict[Sequence, int]]:

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from serving import Serving, some_ids
 
 from bitnet import ContextOverflowError, Generation
 from bitnet.runtime.sequence import LogitsSequence
+from serving import Serving, some_ids
 
 
 def ask(serving: Serving, i: int, max_tokens: int = 120) -> Generation:

@@ -6,9 +6,9 @@ import gc
 import random
 
 import pytest
-from serving import BLOCK, some_ids
 
 from bitnet.runtime.prefix_cache import MIN_COPIED, BlockTable, PrefixCache
+from serving import BLOCK, some_ids
 
 
 class Memory:

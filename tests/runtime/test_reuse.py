@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from serving import BLOCK, Serving, some_ids
 
 from bitnet import BitNet, Reply
 from bitnet.runtime.sequence import LogitsSequence
+from serving import BLOCK, Serving, some_ids
 
 PROMPT = some_ids(1, 150)
 LOGPROBS = {"logprobs": True, "top_logprobs": 20}

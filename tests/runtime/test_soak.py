@@ -10,12 +10,12 @@ import threading
 from pathlib import Path
 
 import pytest
-from serving import Serving, some_ids
 
 import bitnet
 from bitnet import Generation, Reply, ValidationError
 from bitnet.errors import ContextOverflowError
 from bitnet.runtime.sequence import LogitsSequence
+from serving import Serving, some_ids
 
 BUNDLED = Path(bitnet.__file__).parent / "models" / "bundled" / "bitnet-tiny.gguf"
 N_KINDS = 24

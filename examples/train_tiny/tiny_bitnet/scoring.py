@@ -11,23 +11,11 @@ import torch
 from tokenizers import Tokenizer
 
 from .batches import collate
-from .corpus import Sample, Source, draw
+from .corpus import held_out_samples
 from .model import TinyBitNet
 from .tokenizer import Encoded, encode
 
 _ROWS_AT_ONCE = 16
-
-
-def held_out_samples(per_skill: int, seed: int) -> list[Sample]:
-    """Samples of the test split, the same number of every skill."""
-    source = Source("test", seed)
-    found: dict[str, list[Sample]] = defaultdict(list)
-    # Some skills are rare in the mix; the bound only protects against a skill that never comes.
-    for _ in range(400 * per_skill):
-        sample = draw(source)
-        if len(found[sample.skill]) < per_skill:
-            found[sample.skill].append(sample)
-    return [sample for skill in sorted(found) for sample in found[skill]]
 
 
 def held_out_rows(tokenizer: Tokenizer, per_skill: int, seed: int) -> list[tuple[str, Encoded]]:

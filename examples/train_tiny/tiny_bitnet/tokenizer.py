@@ -92,7 +92,7 @@ def prompt_ids(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int]:
     return [BEGIN, *text_ids(tokenizer, prompt_text(messages))]
 
 
-_PLAIN, _ENDING = 0.2, 0.5  # weights beside the 1 of what is marked and of the first token
+_PLAIN, _STRUCTURE, _ENDING = 0.6, 0.15, 0.5  # weights beside the 1 of what is marked and of the first token
 
 
 def _marked_spans(text: str) -> tuple[str, list[tuple[int, int]]]:
@@ -108,7 +108,7 @@ def _marked_spans(text: str) -> tuple[str, list[tuple[int, int]]]:
 
 
 # Answers of one token that take more than copying to find.
-_EMPHASIS = {"options": 2.0, "judge": 2.0, "ctx_no": 1.5}
+_EMPHASIS = {"options": 2.0, "judge": 1.5}
 
 
 def _encode_answer(tokenizer: Tokenizer, text: str, forced: bool) -> tuple[list[int], list[float]]:
@@ -118,7 +118,8 @@ def _encode_answer(tokenizer: Tokenizer, text: str, forced: bool) -> tuple[list[
     if not spans:
         weights = [1.0] * len(ids)
     else:
-        other = 0.0 if forced else _PLAIN
+        structure = plain.startswith(("<", "{", "["))  # which a grammar may force
+        other = 0.0 if forced else _STRUCTURE if structure else _PLAIN
         weights = [
             1.0 if any(start < last and first < end for start, end in spans) else other
             for first, last in encoded.offsets

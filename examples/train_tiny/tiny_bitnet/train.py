@@ -24,19 +24,20 @@ from .scoring import held_out_rows, score
 @dataclass(frozen=True)
 class TrainOptions:
     steps: int = 6000
+    minutes: float = 0  # if not 0: the decay takes this long, whatever the steps, and ends the run
     tokens_per_batch: int = 560
     batches_per_step: int = 2  # of different lengths, and so of different skills
     max_length: int = 1400
     pairs: int = 20  # question and passage, for text embeddings
     pairs_every: int = 16  # steps
-    pairs_weight: float = 0.3
+    pairs_weight: float = 1.0
     learning_rate: float = 1.5e-3
     warmup_steps: int = 60
     weight_decay: float = 0.05
     early_steps: int = 1250  # of the copy-heavy mix that comes first
     decay_from: float = 0.5  # part of the run after which the learning rate falls to zero
     seed: int = 0
-    evaluate_every: int = 500
+    evaluate_every: int = 1000
     save_every: int = 100
     device: str = "auto"
     matmul: str = "auto"  # float32 | bfloat16
@@ -76,10 +77,13 @@ def _optimizer(model: TinyBitNet, options: TrainOptions) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, lr=options.learning_rate, betas=(0.9, 0.95), fused=True)
 
 
-def _schedule(optimizer: torch.optim.AdamW, options: TrainOptions, step: int) -> None:
-    """Linear warm-up, a constant part, one linear decay to zero; no weight decay in the second half."""
-    progress = step / options.steps
-    factor = min((step + 1) / options.warmup_steps, 1.0, (1 - progress) / (1 - options.decay_from))
+def _schedule(optimizer: torch.optim.AdamW, options: TrainOptions, step: int, left: float) -> None:
+    """Linear warm-up, a constant part, one linear decay to zero; no weight decay in the second half.
+
+    `left` is the part of the decay that is left.
+    """
+    progress = 1 - left * (1 - options.decay_from)
+    factor = min((step + 1) / options.warmup_steps, 1.0, left)
     for group in optimizer.param_groups:
         group["lr"] = options.learning_rate * factor
     optimizer.param_groups[0]["weight_decay"] = options.weight_decay if progress < 0.5 else 0.0
@@ -116,6 +120,7 @@ class Trainer:
         self.optimizer = _optimizer(self.model, options)
         self.step = self.chunk = self.tokens = 0
         self.seconds = 0.0
+        self.started = time.monotonic()
 
     @property
     def checkpoint(self) -> Path:
@@ -152,8 +157,15 @@ class Trainer:
                 self.tokenizer, o.seed, self.chunk, early, o.tokens_per_batch, o.max_length
             )
 
+    def _left(self) -> float:
+        """The part of the learning rate's decay that is left."""
+        o = self.options
+        if o.minutes:
+            return max(0.0, 1 - (time.monotonic() - self.started) / (60 * o.minutes))
+        return (1 - self.step / o.steps) / (1 - o.decay_from)
+
     def _update(self, batches: list[Batch]) -> float:
-        _schedule(self.optimizer, self.options, self.step)
+        _schedule(self.optimizer, self.options, self.step, self._left())
         total = sum(float(batch.weights.sum()) for batch in batches)
         value = 0.0
         for batch in batches:
@@ -183,7 +195,7 @@ class Trainer:
         average = 0.0
         batches = self._batches()
         with log, bar:
-            while self.step < options.steps:
+            while self.step < options.steps and self._left() > 0:
                 start = time.perf_counter()
                 loss = self._update([next(batches) for _ in range(options.batches_per_step)])
                 self.seconds += time.perf_counter() - start
@@ -192,15 +204,16 @@ class Trainer:
                 if self.step % 20 == 0:
                     speed, millions = self.tokens / self.seconds, self.tokens / 1e6
                     bar.set_postfix_str(f"loss {average:.3f}, {millions:.2f} M tokens, {speed:.0f}/s")
-                if self.step % options.evaluate_every == 0 or self.step == options.steps:
+                if self.step % options.evaluate_every == 0:
                     exact = score(self.model, rows, self.device)
                     exact["embedding"] = self._recall()
                     record = self._record(average, exact)
                     bar.write(json.dumps(record))
                     log.write(json.dumps(record) + "\n")
                     log.flush()
-                if self.step % options.save_every == 0 or self.step == options.steps:
+                if self.step % options.save_every == 0:
                     self.save()
+        self.save()
 
     @torch.no_grad()
     def _recall(self, count: int = 50) -> float:

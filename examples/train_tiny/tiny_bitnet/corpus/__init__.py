@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 
 from . import prompts
@@ -23,9 +24,9 @@ Mix = dict[Skill, float]
 
 # Shares of families. One of tools has ten times the tokens of a fact, and five conversations.
 MIX: Mix = {
-    facts: 110, unknown: 4, chat: 14, chat_copy: 9, dialogue: 2, copying: 14, arithmetic: 3, story: 1,
-    reading: 15, refine: 1, conversation: 2, judge: 2, condense: 1.2,
-    tools: 16, forced: 3, schema: 3.5, invention: 0.6, options: 11,
+    facts: 150, unknown: 4, chat: 25, chat_copy: 10, dialogue: 2, copying: 20, arithmetic: 1, story: 1,
+    reading: 17, refine: 0.7, conversation: 2, judge: 1.5, condense: 0.8,
+    tools: 17, forced: 2, schema: 3, invention: 0.5, options: 11,
 }  # fmt: skip
 # The constructed start is kept by much copying in the first minutes.
 EARLY: Mix = {facts: 22, chat: 10, chat_copy: 10, copying: 42, reading: 6, arithmetic: 5, story: 2, tools: 3}
@@ -38,6 +39,18 @@ def draw_family(source: Source, mix: Mix = MIX) -> Family:
 
 def draw(source: Source, mix: Mix = MIX) -> Sample:
     return source.choice(draw_family(source, mix))
+
+
+def held_out_samples(per_skill: int, seed: int) -> list[Sample]:
+    """Samples of the test split, the same number of every skill."""
+    source = Source("test", seed)
+    found: dict[str, list[Sample]] = defaultdict(list)
+    # Some skills are rare in the mix; the bound only protects against a skill that never comes.
+    for _ in range(400 * per_skill):
+        sample = draw(source)
+        if len(found[sample.skill]) < per_skill:
+            found[sample.skill].append(sample)
+    return [sample for skill in sorted(found) for sample in found[skill]]
 
 
 # The tokenizer sees more of the long formats than training does: their words must not fall apart.
@@ -72,5 +85,6 @@ def samples(source: Source, mix: Mix = MIX) -> Iterator[Sample]:
 
 __all__ = [
     "EARLY", "MIX", "Family", "Message", "Mix", "Sample", "Source", "draw", "draw_family", "held_out",
+    "held_out_samples",
     "passage_pair", "samples", "tokenizer_texts", "unmarked",
 ]  # fmt: skip

@@ -53,8 +53,11 @@ def definition(source: Source, name: str, description: str, types: Mapping[str, 
         if titles:
             entry = {"title": argument.replace("_", " ").title(), **entry}
         if kind == "integer" and source.chance(0.04):
-            entry |= {"minimum": 0}
+            entry |= {"minimum": 0, "maximum": 9999}
         properties[argument] = entry
+    if types and source.chance(0.1):  # as the docstring of a function
+        lines = [f"    {a}: The {a.replace('_', ' ')}." for a in types]
+        description = "\n\n".join((description, "\n".join(("Args:", *lines))))
     parameters: dict[str, Any] = {"type": "object", "properties": properties}
     if types:
         parameters["required"] = list(types)
