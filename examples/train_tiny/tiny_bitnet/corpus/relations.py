@@ -30,13 +30,14 @@ class Statement(NamedTuple):
 
     relation: Relation
     subject: Subject
+    wording: str  # of the sentence, with {s} and {v}
     value: str
-    sentence: str
+    sentence: str  # as it stands in the text
 
     @property
     def answer(self) -> str:
-        """The first sentence of the relation; what tells it from other answers is marked."""
-        before, _, after = self.relation.sentences[0].partition("{s}")
+        """The sentence with the name of its subject; what tells it from other answers is marked."""
+        before, _, after = self.wording.partition("{s}")
         said = f"{marked(before) if before else ''}{self.subject.name}{marked(after)}"
         return said.replace("{v}", self.value)
 
@@ -137,10 +138,10 @@ def make_subject(source: Source) -> Subject:
 
 def statement(source: Source, subject: Subject, relation: Relation) -> Statement:
     value = _VALUES[relation.value](source)
-    sentence = relation.sentences[0]
-    if source.chance(0.3):
-        sentence = source.wording(relation.sentences, "sentence")
-    return Statement(relation, subject, value, sentence.format(s=subject.name, v=value))
+    wording = relation.sentences[0]
+    if source.chance(0.4):
+        wording = source.wording(relation.sentences, "sentence")
+    return Statement(relation, subject, wording, value, wording.format(s=subject.name, v=value))
 
 
 def _with_pronoun(source: Source, told: Statement) -> Statement:
