@@ -24,8 +24,8 @@ Mix = dict[Skill, float]
 
 # Shares of families. One of tools has ten times the tokens of a fact, and five conversations.
 MIX: Mix = {
-    facts: 150, unknown: 4, chat: 25, chat_copy: 10, dialogue: 2, copying: 20, arithmetic: 1, story: 1,
-    reading: 17, refine: 0.7, conversation: 2, judge: 1.5, condense: 0.8,
+    facts: 150, unknown: 4, chat: 25, chat_copy: 10, dialogue: 2, copying: 20, arithmetic: 0.7, story: 1,
+    reading: 20, refine: 0.7, conversation: 1.5, judge: 1.2, condense: 0.6,
     tools: 17, forced: 2, schema: 3, invention: 0.5, options: 11,
 }  # fmt: skip
 # The constructed start is kept by much copying in the first minutes.

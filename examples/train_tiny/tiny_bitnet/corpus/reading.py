@@ -46,7 +46,7 @@ def not_told(source: Source, story: Story) -> Statement:
 
 
 def reading(source: Source) -> Family:
-    story = make_text(source)
+    story = make_text(source, 3 if source.chance(0.6) else 6)
     text = dressed(source, story.text)
     system, user = _layout(source)
     if system is None and source.chance(0.15):
@@ -55,7 +55,7 @@ def reading(source: Source) -> Family:
     told = list(story.statements)
     source.random.shuffle(told)
     for _ in range(4):
-        if source.chance(0.27):
+        if source.chance(0.2):
             asked, answer, skill = not_told(source, story), marked(prompts.NOT_TOLD), "ctx_no"
         else:
             asked = told.pop() if told else source.choice(story.statements)

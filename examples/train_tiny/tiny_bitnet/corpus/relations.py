@@ -77,6 +77,28 @@ _FOODS = listed("bread cheese pizza pasta rice soup salad cake honey fish apples
 _COMPANY_KINDS = listed("Tower Bank Bridge Museum Hotel School Library Castle Labs Foods")
 
 
+_ATTRIBUTES = listed(
+    "mascot budget deadline slogan manager address version motto nickname topic hobby title uniform "
+    "symbol secret captain goal dessert song number size length serial engine logo flag sponsor mentor "
+    "teacher doctor neighbor gift wish dream plan rule limit score rank goalkeeper author editor owner "
+    "winner signal key label theme menu"
+)
+
+
+def _attribute(source: Source, kind: str) -> Relation:
+    """A relation that is only named: what is to be found is the word, whatever it means."""
+    attribute = source.choice(_ATTRIBUTES) if source.chance(0.7) else source.word(1, 3)
+    s = "the {s}" if kind in ("thing", "event") else "{s}"
+    questions = (
+        f"What is the {attribute} of {s}?",
+        f"Tell me the {attribute} of {s}.",
+        f"Which {attribute} does {s} have?",
+        f"Do you know the {attribute} of {s}?",
+    )
+    sentences = (f"The {attribute} of {s} is {{v}}.", f"The {attribute} of {s} is called {{v}}.")
+    return Relation(kind, source.choice(_NAMED), sentences, questions, f"What is {{o}} {attribute}?")
+
+
 def _code(source: Source) -> str:
     kind = source.integer(0, 3)
     if kind == 0:
@@ -116,7 +138,9 @@ _VALUES: dict[str, Callable[[Source], str]] = {
     "time": Source.time,
     "height": lambda s: str(s.number(2000)),
     "date": Source.date,
+    "phrase": lambda s: s.phrase(1, 3),
 }
+_NAMED = ("phrase", "phrase", "code", "person", "city", "number")
 
 
 def make_subject(source: Source) -> Subject:
@@ -168,6 +192,7 @@ def make_text(source: Source, most: int = 6) -> Story:
         relations = RELATIONS[subject.kind]
         count = min(source.weighted((1, 2, 3), (4, 4, 2)), len(relations) - 1)
         chosen = source.sample(relations, count + 1)
+        chosen = [_attribute(source, subject.kind) if source.chance(0.3) else relation for relation in chosen]
         told = [statement(source, subject, relation) for relation in chosen[:-1]]
         groups.append([told[0], *(_with_pronoun(source, t) for t in told[1:])])
         untold.append(statement(source, subject, chosen[-1]))
