@@ -68,7 +68,7 @@ def test_calls_are_valid_and_name_a_listed_tool(training: list[Sample]) -> None:
         for call in map(json.loads, re.findall(r"<tool_call>(.*?)</tool_call>", text)):
             assert list(call["arguments"]) == tools[call["name"]]["parameters"].get("required", [])
             seen += 1
-    assert seen > 1000
+    assert seen > 500
 
 
 def test_entities_of_the_two_splits_never_meet() -> None:
