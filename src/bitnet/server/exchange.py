@@ -169,16 +169,27 @@ class EventStream:
         self._wrote_at = self._loop.time()
         self._timer = self._loop.call_later(self._heartbeat_seconds, self._tick)
         self._beat: asyncio.Task[None] | None = None
+        self._writing = False
 
     @property
     def started(self) -> bool:
         return self._exchange.status != 0
 
     async def write(self, events: bytes, *, last: bool = False) -> None:
-        self._wrote_at = self._loop.time()
-        if not self._exchange.status:
-            await self._exchange.start_events()
-        await self._exchange.write(events, last=last)
+        if self._beat is not None:
+            await self._beat  # one at a time
+            self._beat = None
+        await self._write(events, last)
+
+    async def _write(self, events: bytes, last: bool) -> None:
+        self._writing = True
+        try:
+            if not self._exchange.status:
+                await self._exchange.start_events()
+            await self._exchange.write(events, last=last)
+        finally:
+            self._writing = False
+            self._wrote_at = self._loop.time()
 
     def close(self) -> None:
         self._timer.cancel()
@@ -187,7 +198,9 @@ class EventStream:
 
     def _tick(self) -> None:
         quiet_for = self._loop.time() - self._wrote_at
-        if quiet_for >= self._heartbeat_seconds:
-            self._beat = self._loop.create_task(self.write(b": still computing\n\n"))
+        if self._writing:  # to a client that is slow to read
+            quiet_for = 0
+        elif quiet_for >= self._heartbeat_seconds:
+            self._beat = self._loop.create_task(self._write(b": still computing\n\n", False))
             quiet_for = 0
         self._timer = self._loop.call_later(self._heartbeat_seconds - quiet_for, self._tick)
