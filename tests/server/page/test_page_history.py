@@ -18,7 +18,7 @@ from browsing import (
     stored_chats,
 )
 
-from bitnet.testing import FakeReply
+from bitnet.testing import FakeEngine, FakeReply
 
 pytestmark = pytest.mark.browser
 
@@ -59,15 +59,20 @@ def test_reload_in_the_middle_of_an_answer(open_page: Opener, serve: Serve, even
 
 
 def test_answer_goes_on_behind_another_chat(open_page: Opener, serve: Serve) -> None:
-    page = open_page(serve([FakeReply(["slow "] * 30, delay=0.03), "quick"]).url)
+    slow, quick = FakeReply(("slow ",) * 5000, delay=0.02), FakeReply("quick")
+    engine = FakeEngine(lambda asked: slow if asked.messages[-1].content == "First" else quick, n_ctx=60_000)
+    page = open_page(serve(engine).url, settings=UNLIMITED)
     send(page, "First")
     expect_text(answers(page), "slow")
     page.get_by_role("button", name="New chat").click()
     page.get_by_role("img", name="answering").wait_for()
     send(page, "Second")
     expect_answer(page, "quick")
+    before = next(chat for chat in stored_chats(page) if chat["title"] == "First")["messages"][1]["content"]
     page.get_by_role("button", name="First", exact=True).click()
-    expect_answer(page, "slow " * 30)
+    expect_text(answers(page), before + "slow slow")
+    page.keyboard.press("Escape")
+    expect_text(page.locator(".answer"), "Stopped.")
     assert page.locator("#chats .running").count() == 0
 
 
