@@ -262,6 +262,17 @@ def test_the_bundled_model_is_not_loaded_for_its_metadata() -> None:
     assert "not loaded" in repr(llm.connect())
 
 
+def test_a_configuration_says_the_rest() -> None:
+    config = {"bitnet": {"n_ctx": 512, "max_tokens": 33, "temperature": 0.25, "stop": "."}}
+    llm = BitNet.from_config(config)
+    assert (llm.metadata.context_window, llm.metadata.num_output) == (448, 33)
+    assert llm.complete("What is the capital of France?").text == "The capital of France is Paris"
+    other = llm.with_options(max_tokens=5, n_ctx=256)
+    assert (other.metadata.context_window, other.metadata.num_output) == (192, 5)
+    assert BitNet.from_config(config, max_tokens=7).metadata.num_output == 7
+    llm.close()
+
+
 def test_the_loop_stays_free(make_llm: MakeLLM) -> None:
     llm = make_llm(FakeReply(["a"] * 20, delay=0.01))
 
@@ -388,7 +399,7 @@ def test_copies_and_pickles(make_llm: MakeLLM, caplog: pytest.LogCaptureFixture)
 
 def test_no_secret_is_shown() -> None:
     llm = BitNet(base_url="http://127.0.0.1:9/v1", api_key="s3cret", config={"api_key": "s3cret"})
-    shown = f"{llm!r} {llm} {llm.to_dict()} {llm.to_json()} {llm.to_payload()}"
+    shown = f"{llm!r} {llm} {llm.to_dict()} {llm.to_json()} {llm.metadata}"
     assert "s3cret" not in shown
 
 

@@ -242,6 +242,7 @@ class BitNet(Connection, StructuredPrediction, CustomLLM, FunctionCallingLLM):
         if self.messages_to_prompt is default_messages_to_prompt and self.has_chat_template():
             return self.connect().stream_chat(to_messages(messages), **options)
         to_messages(messages)  # refuses what is no text
+        assert self.messages_to_prompt is not None  # LLM's validators see to that
         return self._continue(self.messages_to_prompt(messages), options)
 
     def _ask_prompt(self, prompt: str, formatted: bool, call: Mapping[str, Any]) -> Generation:
