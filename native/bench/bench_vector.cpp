@@ -34,6 +34,12 @@ bool same(const std::vector<T>& a, const std::vector<T>& b) {
     return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(T)) == 0;
 }
 
+double median(std::vector<double> values) {
+    const auto middle = values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2);
+    std::nth_element(values.begin(), middle, values.end());
+    return *middle;
+}
+
 // Median nanoseconds of one call, over repetitions of `calls` calls.
 template <typename Function>
 double median_ns(int calls, Function f) {
@@ -43,8 +49,7 @@ double median_ns(int calls, Function f) {
         for (int i = 0; i < calls; ++i) f();
         ns.push_back(static_cast<double>(std::clock() - start) * (1e9 / CLOCKS_PER_SEC) / calls);
     }
-    std::nth_element(ns.begin(), ns.begin() + repetitions / 2, ns.end());
-    return ns[static_cast<size_t>(repetitions / 2)];
+    return median(ns);
 }
 
 void report(const char* name, double ns, double rate, const char* unit, bool ok) {
@@ -107,39 +112,93 @@ void bench_kv_write() {
     report("kv_write 128", ns, 2 * 128 / ns, "values/ns", same(k_block, k_expected) && same(v_block, v_expected));
 }
 
+// How a block's K and V are stored, and the kernels for it.
+struct F16 {
+    using Element = uint16_t;
+    static constexpr const char* kName = "f16";
+    static size_t part(int head_dim) { return static_cast<size_t>(head_dim) * kKvBlock; }  // elements of K or V
+    static auto write(const Kernels& k) { return k.kv_write; }
+    static auto attend(const Kernels& k) { return k.attention_block; }
+};
+
+struct Q8 {
+    using Element = int8_t;
+    static constexpr const char* kName = "q8_0";
+    static size_t part(int head_dim) { return kv_q8_0_bytes(head_dim); }
+    static auto write(const Kernels& k) { return k.kv_write_q8_0; }
+    static auto attend(const Kernels& k) { return k.attention_block_q8_0; }
+};
+
 // n_queries over n_blocks full blocks; with many blocks K and V come from DRAM.
+template <typename Type>
+class Attention {
+public:
+    Attention(int n_queries, int n_blocks)
+        : n_queries_(n_queries),
+          blocks_(static_cast<size_t>(n_blocks)),
+          q_(normal(static_cast<size_t>(n_queries) * kHeadDim)),
+          kv_(2 * part_ * blocks_),
+          visible_(static_cast<size_t>(n_queries), kKvBlock),
+          max_(visible_.size()),
+          sum_(visible_.size()),
+          acc_(visible_.size() * kHeadDim) {
+        const std::vector<float> pool = normal(8192);
+        for (size_t b = 0; b < blocks_; ++b)
+            for (int slot = 0; slot < kKvBlock; ++slot) {
+                const size_t at = (b * 37 + static_cast<size_t>(slot) * 101) % 4096;
+                auto* block = &kv_[2 * part_ * b];
+                Type::write(tested)(&pool[at], &pool[at + 2048], kHeadDim, slot, block, block + part_);
+            }
+    }
+
+    void run(const Kernels& kernels) {
+        std::fill(max_.begin(), max_.end(), -std::numeric_limits<float>::infinity());
+        std::fill(sum_.begin(), sum_.end(), 0.0f);
+        std::fill(acc_.begin(), acc_.end(), 0.0f);
+        for (size_t b = 0; b < blocks_; ++b)
+            Type::attend(kernels)(q_.data(), kHeadDim, n_queries_, visible_.data(), &kv_[2 * part_ * b],
+                                  &kv_[2 * part_ * b + part_], kHeadDim, 0.088f, max_.data(), sum_.data(), acc_.data());
+    }
+
+    void report_time(double ns) {
+        run(tested);
+        const std::vector<float> result = acc_;
+        run(kScalarKernels);
+        char name[64];
+        std::snprintf(name, sizeof(name), "attention %s %d queries, %zu blocks", Type::kName, n_queries_, blocks_);
+        report(name, ns, 2.0 * 2 * kHeadDim * kKvBlock * n_queries_ / ns, "GFLOP/s", same(acc_, result));
+        std::printf("%-44s %12s    %9.2f GB/s\n", "    K and V read", "", 2.0 * sizeof(kv_[0]) * part_ / ns);
+    }
+
+private:
+    static constexpr int kHeadDim = 128;
+    size_t part_ = Type::part(kHeadDim);
+    int n_queries_;
+    size_t blocks_;
+    std::vector<float> q_;
+    std::vector<typename Type::Element> kv_;  // per block K, then V
+    std::vector<int> visible_;
+    std::vector<float> max_, sum_, acc_;
+};
+
+// f16 and q8_0 in turn, so that what else the machine does meets both. The ratio is the median of those of a turn.
 void bench_attention(int n_queries, int n_blocks) {
-    constexpr int kHeadDim = 128;
-    constexpr size_t kBlock = static_cast<size_t>(kHeadDim) * kKvBlock;
-    const size_t queries = static_cast<size_t>(n_queries), blocks = static_cast<size_t>(n_blocks);
-    const std::vector<float> q = normal(queries * kHeadDim);
-    std::vector<uint16_t> kv(2 * kBlock * blocks);  // per block K, then V
-    std::vector<float> k_row(kHeadDim), v_row(kHeadDim);
-    const std::vector<float> pool = normal(8192);
-    for (size_t b = 0; b < blocks; ++b)
-        for (int slot = 0; slot < kKvBlock; ++slot) {
-            const size_t at = (b * 37 + static_cast<size_t>(slot) * 101) % 4096;
-            uint16_t* block = &kv[2 * kBlock * b];
-            tested.kv_write(&pool[at], &pool[at + 2048], kHeadDim, slot, block, block + kBlock);
-        }
-    const std::vector<int> visible(queries, kKvBlock);
-    std::vector<float> max(queries), sum(queries), acc(queries * kHeadDim);
-    const auto all_blocks = [&](auto f) {
-        std::fill(max.begin(), max.end(), -std::numeric_limits<float>::infinity());
-        std::fill(sum.begin(), sum.end(), 0.0f);
-        std::fill(acc.begin(), acc.end(), 0.0f);
-        for (size_t b = 0; b < blocks; ++b)
-            f(q.data(), static_cast<size_t>(kHeadDim), n_queries, visible.data(), &kv[2 * kBlock * b],
-              &kv[2 * kBlock * b + kBlock], kHeadDim, 0.088f, max.data(), sum.data(), acc.data());
-    };
+    Attention<F16> f16(n_queries, n_blocks);
+    Attention<Q8> q8(n_queries, n_blocks);
     const int calls = std::max(1, 40000 / (n_queries * n_blocks));
-    const double ns = median_ns(calls, [&] { all_blocks(tested.attention_block); }) / n_blocks;
-    const std::vector<float> result = acc;
-    all_blocks(scalar::attention_block);
-    char name[64];
-    std::snprintf(name, sizeof(name), "attention_block %d queries, %d blocks", n_queries, n_blocks);
-    report(name, ns, 2.0 * 2 * kHeadDim * kKvBlock * n_queries / ns, "GFLOP/s", same(acc, result));
-    std::printf("%-44s %12s    %9.2f GB/s\n", "    K and V read", "", 4.0 * kBlock / ns);
+    std::vector<double> f16_ns, q8_ns, ratios;
+    for (int turn = 0; turn < repetitions; ++turn) {
+        const auto once = [&](auto& attention) {
+            const std::clock_t start = std::clock();
+            for (int i = 0; i < calls; ++i) attention.run(tested);
+            return static_cast<double>(std::clock() - start) * (1e9 / CLOCKS_PER_SEC) / calls / n_blocks;
+        };
+        f16_ns.push_back(once(f16)), q8_ns.push_back(once(q8));
+        ratios.push_back(q8_ns.back() / f16_ns.back());
+    }
+    f16.report_time(median(f16_ns));
+    q8.report_time(median(q8_ns));
+    std::printf("%-44s %12s    %9.2f of the time of f16\n", "    q8_0", "", median(ratios));
 }
 
 // Reading memory and doing nothing else: what a decode head can reach.
@@ -205,7 +264,7 @@ int main(int argc, char** argv) {
     bench_rope();
     bench_kv_write();
     for (int n_queries : {1, 2, 4, 8, 16, 128, 512}) bench_attention(n_queries, 1);
-    bench_attention(4, 4096);
+    for (int n_queries : {1, 4}) bench_attention(n_queries, 4096);
     bench_attention(128, 64);
     bench_head();
 }

@@ -158,16 +158,17 @@ std::shared_ptr<Model> load(std::shared_ptr<GgufFile> file, int n_threads, bool 
 }
 
 std::shared_ptr<Runner> new_runner(std::shared_ptr<Model> model, int n_blocks, int max_batch_tokens, int n_threads, const std::string& name,
-                                   int table_min_tokens, int row_block, int pieces_per_thread) {
+                                   const std::string& kv_type, int table_min_tokens, int row_block, int pieces_per_thread) {
     const Kernels* kernels = select_kernels(name.c_str());
     if (!kernels) throw InvalidRequestError("this processor has no kernels called '" + name + "'");
     if (n_blocks < 1 || max_batch_tokens < 1 || n_threads < 0 || n_threads > 1024)
         throw InvalidRequestError("n_blocks and max_batch_tokens must be at least 1, n_threads 0..1024");
+    if (kv_type != "f16" && kv_type != "q8_0") throw InvalidRequestError("kv_type must be f16 or q8_0, not '" + kv_type + "'");
     if (table_min_tokens < 0 || row_block < kPanelRows || row_block > kPanelRows * kMostTablePanels || row_block % kPanelRows != 0 ||
         pieces_per_thread < 1 || pieces_per_thread > 1024)
         throw InvalidRequestError("table_min_tokens must be at least 0, row_block a multiple of 32 from 32 to 2560, pieces_per_thread 1..1024");
     return std::make_shared<Runner>(std::move(model), n_blocks, max_batch_tokens, n_threads > 0 ? n_threads : physical_cores(), *kernels,
-                                    Tiles{table_min_tokens, row_block, pieces_per_thread});
+                                    kv_type == "q8_0" ? KvType::Q8_0 : KvType::F16, Tiles{table_min_tokens, row_block, pieces_per_thread});
 }
 
 Sampler new_sampler(float temperature, int32_t top_k, float top_p, float min_p, float repetition_penalty, float presence_penalty,
@@ -266,7 +267,8 @@ NB_MODULE(_native, m) {
 
     nb::class_<Runner>(m, "Runner")
         .def(nb::new_(&new_runner), "model"_a, nb::kw_only(), "n_blocks"_a, "max_batch_tokens"_a = 512, "n_threads"_a = 0, "kernels"_a = "",
-             "table_min_tokens"_a = 0, "row_block"_a = Tiles{}.row_block, "pieces_per_thread"_a = Tiles{}.pieces_per_thread)
+             "kv_type"_a = "f16", "table_min_tokens"_a = 0, "row_block"_a = Tiles{}.row_block,
+             "pieces_per_thread"_a = Tiles{}.pieces_per_thread)
         .def_prop_ro("block_size", [](const Runner&) { return kKvBlock; })
         .def_prop_ro("n_blocks", [](const Runner& r) { return r.kv().n_blocks(); })
         .def_prop_ro("n_threads", &Runner::n_threads)
@@ -279,6 +281,7 @@ NB_MODULE(_native, m) {
         })
         .def_prop_ro("n_products", [](const Runner& r) { return std::pair(r.n_multiplied(), r.n_looked_up()); })
         .def_prop_ro("kernels", [](const Runner& r) { return std::string(r.kernels().name); })
+        .def_prop_ro("kv_type", [](const Runner& r) { return std::string(r.kv().type() == KvType::Q8_0 ? "q8_0" : "f16"); })
         .def_prop_ro("kv_bytes", [](const Runner& r) { return r.kv().bytes(); })
         .def_prop_ro("max_batch_tokens", &Runner::max_batch_tokens)
         .def("forward", forward, "token_ids"_a, "block_tables"_a, "starts"_a, "lengths"_a, "outputs"_a)

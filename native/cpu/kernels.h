@@ -29,6 +29,14 @@ constexpr int kTableTokens = 32;
 constexpr int kMostTablePanels = 80;
 // Positions in one block of the KV store; attention runs block by block.
 constexpr int kKvBlock = 32;
+// Dimensions of one position and head that share a scale where keys and values are q8_0; the last group of a head may
+// have fewer. (static: these headers are also read by files compiled for newer processors, see cpu/vector.h)
+constexpr int kKvGroup = 32;
+static constexpr int kv_groups(int head_dim) { return (head_dim + kKvGroup - 1) / kKvGroup; }
+// Bytes of K, or of V, of one head in one q8_0 block.
+static constexpr size_t kv_q8_0_bytes(int head_dim) {
+    return static_cast<size_t>(kKvBlock) * (static_cast<size_t>(head_dim) + sizeof(uint16_t) * static_cast<size_t>(kv_groups(head_dim)));
+}
 
 struct Kernels {
     const char* name;
@@ -77,6 +85,16 @@ struct Kernels {
     // influence a result (they may hold anything, NaN included).
     void (*attention_block)(const float* q, size_t q_stride, int n_queries, const int* visible, const uint16_t* k_block,
                             const uint16_t* v_block, int head_dim, float scale, float* max, float* sum, float* acc);
+
+    // The same on q8_0 blocks: 8-bit values, x ~= value * scale, one f16 scale for each group of kKvGroup dimensions.
+    //   K block: int8 [head_dim][kKvBlock], then scales f16 [n_groups][kKvBlock]
+    //   V block: int8 [kKvBlock][head_dim], then scales f16 [n_groups][kKvBlock]
+    // The scale is max|x| / 127 rounded up to an f16, so that |value| <= 127 and the error is at most half a scale. A group
+    // that is not finite, or beyond 127 * 65504, gets a scale that makes every score and result that sees it NaN.
+    void (*kv_write_q8_0)(const float* k, const float* v, int head_dim, int slot, int8_t* k_block, int8_t* v_block);
+    //   q.k = sum over groups of scale * (q.values), groups in ascending order; p v = (p * scale) * value
+    void (*attention_block_q8_0)(const float* q, size_t q_stride, int n_queries, const int* visible, const int8_t* k_block,
+                                 const int8_t* v_block, int head_dim, float scale, float* max, float* sum, float* acc);
 
     // ---- output head -----------------------------------------------------------------------------------------------------
     // For rows r in [row_begin, row_end) of an int8 matrix with one scale per row, |values| <= 127:

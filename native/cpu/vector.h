@@ -15,6 +15,9 @@ constexpr int kLanes = 32;
 // quantize_row: the floor of absmax that training used, so that a row of zeros has a finite scale.
 constexpr float kMinAbsMax = 1e-5f;
 
+// kv_write_q8_0: the scale of a group that is not finite.
+constexpr uint16_t kF16Nan = 0x7e00;
+
 // The exponential of every kernel: x = k ln2 + r, exp(x) = 2^k (1 + r + r^2 P(r)).
 // Outside [kExpLow, kExpHigh] it is 0 and exp(kExpHigh): results are never denormal and never infinite.
 constexpr float kExpLow = -87.3f;          // exp(-87.3) = 1.2e-38, just above the smallest normal float
@@ -39,6 +42,9 @@ void rope_neox(float* x, int n_heads, int head_dim, int n_rot, const float* cos,
 void kv_write(const float* k, const float* v, int head_dim, int slot, uint16_t* k_block, uint16_t* v_block);
 void attention_block(const float* q, size_t q_stride, int n_queries, const int* visible, const uint16_t* k_block,
                      const uint16_t* v_block, int head_dim, float scale, float* max, float* sum, float* acc);
+void kv_write_q8_0(const float* k, const float* v, int head_dim, int slot, int8_t* k_block, int8_t* v_block);
+void attention_block_q8_0(const float* q, size_t q_stride, int n_queries, const int* visible, const int8_t* k_block,
+                          const int8_t* v_block, int head_dim, float scale, float* max, float* sum, float* acc);
 void head_rows(const int8_t* rows, size_t row_stride, const float* row_scales, int row_begin, int row_end,
                const QuantizedRows& x, int n_tokens, float* scores, size_t scores_stride);
 float dot_f32(const float* w, const float* x, int n);
@@ -59,6 +65,9 @@ void rope_neox(float* x, int n_heads, int head_dim, int n_rot, const float* cos,
 void kv_write(const float* k, const float* v, int head_dim, int slot, uint16_t* k_block, uint16_t* v_block);
 void attention_block(const float* q, size_t q_stride, int n_queries, const int* visible, const uint16_t* k_block,
                      const uint16_t* v_block, int head_dim, float scale, float* max, float* sum, float* acc);
+void kv_write_q8_0(const float* k, const float* v, int head_dim, int slot, int8_t* k_block, int8_t* v_block);
+void attention_block_q8_0(const float* q, size_t q_stride, int n_queries, const int* visible, const int8_t* k_block,
+                          const int8_t* v_block, int head_dim, float scale, float* max, float* sum, float* acc);
 void head_rows(const int8_t* rows, size_t row_stride, const float* row_scales, int row_begin, int row_end,
                const QuantizedRows& x, int n_tokens, float* scores, size_t scores_stride);
 float dot_f32(const float* w, const float* x, int n);
@@ -71,6 +80,8 @@ namespace avx512 {
 
 void attention_block(const float* q, size_t q_stride, int n_queries, const int* visible, const uint16_t* k_block,
                      const uint16_t* v_block, int head_dim, float scale, float* max, float* sum, float* acc);
+void attention_block_q8_0(const float* q, size_t q_stride, int n_queries, const int* visible, const int8_t* k_block,
+                          const int8_t* v_block, int head_dim, float scale, float* max, float* sum, float* acc);
 void head_rows(const int8_t* rows, size_t row_stride, const float* row_scales, int row_begin, int row_end,
                const QuantizedRows& x, int n_tokens, float* scores, size_t scores_stride);
 

@@ -142,6 +142,57 @@ void rope_neox(float* x, int n_heads, int head_dim, int n_rot, const float* cos,
     }
 }
 
+namespace {
+
+// One query's step of the online softmax: its scores become weights, exactly 0 where not visible. Returns what the
+// sums so far are to be multiplied with.
+float soften(float* score, int visible, float scale, float* max, float* sum) {
+    static_assert(kKvBlock == kLanes, "one position per lane");
+    for (int p = 0; p < kKvBlock; ++p) score[p] = p < visible ? score[p] * scale : -kInfinity;
+    const float new_max = larger(*max, combine_lanes(score, larger));
+    const float correction = exp(*max - new_max);
+    for (int p = 0; p < kKvBlock; ++p) score[p] = exp(score[p] - new_max);
+    *max = new_max;
+    *sum = std::fma(*sum, correction, sum_lanes(score));
+    return correction;
+}
+
+// ---- q8_0 blocks: the scales lie behind the values ----
+
+int group_size(int head_dim, int group) {
+    const int left = head_dim - group * kKvGroup;
+    return left < kKvGroup ? left : kKvGroup;
+}
+
+void store_scale(int8_t* block, int head_dim, int at, uint16_t scale) {
+    std::memcpy(block + kKvBlock * head_dim + sizeof(scale) * static_cast<size_t>(at), &scale, sizeof(scale));
+}
+
+float load_scale(const int8_t* block, int head_dim, int at) {
+    return f16_to_f32(load<uint16_t>(block + kKvBlock * head_dim, at));
+}
+
+// Returns the scale.
+uint16_t quantize_group(const float* x, int n, int8_t* values) {
+    uint32_t max_bits = 0;  // of |x|, as in quantize_row
+    for (int i = 0; i < n; ++i) {
+        const uint32_t bits = float_bits(x[i]) & 0x7fffffff;
+        if (bits > max_bits) max_bits = bits;
+    }
+    const float exact = bits_float(max_bits) / 127.0f;
+    uint16_t scale = f32_to_f16(exact);
+    if (f16_to_f32(scale) < exact) ++scale;  // the next f16, which after the largest is infinity
+    if (max_bits >= kInfinityBits) scale = kF16Nan;
+    // max|x| * inverse <= 127 * (1 + 2^-22), which rounds to 127: nothing is clamped. An infinite scale leaves zeros, and
+    // infinity * 0 is NaN.
+    const float inverse = 1.0f / f16_to_f32(scale);
+    const bool zeros = scale == 0 || scale == kF16Nan;
+    for (int i = 0; i < n; ++i) values[i] = zeros ? int8_t{0} : static_cast<int8_t>(std::nearbyint(x[i] * inverse));
+    return scale;
+}
+
+}  // namespace
+
 void kv_write(const float* k, const float* v, int head_dim, int slot, uint16_t* k_block, uint16_t* v_block) {
     for (int d = 0; d < head_dim; ++d) {
         k_block[d * kKvBlock + slot] = f32_to_f16(k[d]);
@@ -151,7 +202,6 @@ void kv_write(const float* k, const float* v, int head_dim, int slot, uint16_t* 
 
 void attention_block(const float* q, size_t q_stride, int n_queries, const int* visible, const uint16_t* k_block,
                      const uint16_t* v_block, int head_dim, float scale, float* max, float* sum, float* acc) {
-    static_assert(kKvBlock == kLanes, "one position per lane");
     for (int i = 0; i < n_queries; ++i) {
         if (visible[i] <= 0) continue;  // nothing to see; with max still -inf, -inf - -inf would make a NaN
         const float* query = q + q_stride * i;
@@ -159,21 +209,53 @@ void attention_block(const float* q, size_t q_stride, int n_queries, const int* 
 
         float score[kKvBlock];  // one chain of fma over the dimensions for each position
         for (int p = 0; p < kKvBlock; ++p) {
-            float dot = 0;
-            for (int d = 0; d < head_dim; ++d) dot = std::fma(query[d], f16_to_f32(k_block[d * kKvBlock + p]), dot);
-            score[p] = p < visible[i] ? dot * scale : -kInfinity;
+            score[p] = 0;
+            for (int d = 0; d < head_dim; ++d)
+                score[p] = std::fma(query[d], f16_to_f32(k_block[d * kKvBlock + p]), score[p]);
         }
-        const float new_max = larger(max[i], combine_lanes(score, larger));
-        const float correction = exp(max[i] - new_max);
-        float weight[kKvBlock];
-        for (int p = 0; p < kKvBlock; ++p) weight[p] = exp(score[p] - new_max);  // exactly 0 where not visible
-
-        max[i] = new_max;
-        sum[i] = std::fma(sum[i], correction, sum_lanes(weight));
+        const float correction = soften(score, visible[i], scale, max + i, sum + i);
         for (int d = 0; d < head_dim; ++d) {
             float value = out[d] * correction;
             for (int p = 0; p < visible[i]; ++p)
-                value = std::fma(weight[p], f16_to_f32(v_block[p * head_dim + d]), value);
+                value = std::fma(score[p], f16_to_f32(v_block[p * head_dim + d]), value);
+            out[d] = value;
+        }
+    }
+}
+
+void kv_write_q8_0(const float* k, const float* v, int head_dim, int slot, int8_t* k_block, int8_t* v_block) {
+    for (int g = 0, first = 0; first < head_dim; ++g, first += kKvGroup) {
+        const int n = group_size(head_dim, g), scale_at = g * kKvBlock + slot;
+        int8_t values[kKvGroup];
+        store_scale(k_block, head_dim, scale_at, quantize_group(k + first, n, values));
+        for (int d = 0; d < n; ++d) k_block[(first + d) * kKvBlock + slot] = values[d];
+        store_scale(v_block, head_dim, scale_at, quantize_group(v + first, n, values));
+        for (int d = 0; d < n; ++d) v_block[slot * head_dim + first + d] = values[d];
+    }
+}
+
+void attention_block_q8_0(const float* q, size_t q_stride, int n_queries, const int* visible, const int8_t* k_block,
+                          const int8_t* v_block, int head_dim, float scale, float* max, float* sum, float* acc) {
+    for (int i = 0; i < n_queries; ++i) {
+        if (visible[i] <= 0) continue;
+        const float* query = q + q_stride * i;
+        float* out = acc + static_cast<size_t>(head_dim) * i;
+
+        float score[kKvBlock] = {};
+        for (int g = 0; g < kv_groups(head_dim); ++g)
+            for (int p = 0; p < kKvBlock; ++p) {
+                float dot = 0;  // over the group's dimensions, of the values without their scale
+                for (int d = g * kKvGroup; d < g * kKvGroup + group_size(head_dim, g); ++d)
+                    dot = std::fma(query[d], static_cast<float>(k_block[d * kKvBlock + p]), dot);
+                score[p] = std::fma(load_scale(k_block, head_dim, g * kKvBlock + p), dot, score[p]);
+            }
+        const float correction = soften(score, visible[i], scale, max + i, sum + i);
+        for (int d = 0; d < head_dim; ++d) {
+            float value = out[d] * correction;
+            for (int p = 0; p < visible[i]; ++p) {
+                const float weight = score[p] * load_scale(v_block, head_dim, d / kKvGroup * kKvBlock + p);
+                value = std::fma(weight, static_cast<float>(v_block[p * head_dim + d]), value);
+            }
             out[d] = value;
         }
     }

@@ -23,12 +23,12 @@ size_t floats(size_t n) { return n * sizeof(float); }
 
 }  // namespace
 
-Runner::Runner(std::shared_ptr<Model> model, int n_blocks, int max_batch_tokens, int n_threads, const Kernels& kernels,
+Runner::Runner(std::shared_ptr<Model> model, int n_blocks, int max_batch_tokens, int n_threads, const Kernels& kernels, KvType kv_type,
                const Tiles& tiles)
     : model_(std::move(model)),
       kernels_(kernels),
       pool_(n_threads),
-      kv_(model_->sizes().n_layers, model_->sizes().n_kv_heads, model_->sizes().head_dim, n_blocks),
+      kv_(kv_type, model_->sizes().n_layers, model_->sizes().n_kv_heads, model_->sizes().head_dim, n_blocks),
       head_(*model_, kernels_, pool_),
       max_batch_tokens_(max_batch_tokens),
       tile_sizes_(tiles) {
@@ -194,8 +194,7 @@ void Runner::layer(Worker& worker, int index) {
         const int32_t position = token_position_[t];
         const int32_t block = (*slices_)[static_cast<size_t>(token_slice_[t])].blocks[static_cast<size_t>(position / kKvBlock)];
         for (int32_t head = 0; head < s.n_kv_heads; head++)
-            kernels_.kv_write(k + head * s.head_dim, v + head * s.head_dim, s.head_dim, position % kKvBlock,
-                              kv_.k(index, block, head), kv_.v(index, block, head));
+            kv_.write(kernels_, index, block, head, position % kKvBlock, k + head * s.head_dim, v + head * s.head_dim);
     });
     attention(worker, index);
 
@@ -322,8 +321,7 @@ void Runner::attention(Worker& worker, int layer) {
                     visible[j] = std::clamp(item.first_position + j / group + 1 - b * kKvBlock, 0, kKvBlock);
                 const int32_t block = blocks[static_cast<size_t>(b)];
                 if (b < last_position / kKvBlock) kv_.prefetch(layer, blocks[static_cast<size_t>(b) + 1], kv_head);
-                kernels_.attention_block(q, head_dim, n_queries, visible, kv_.k(layer, block, kv_head), kv_.v(layer, block, kv_head),
-                                         s.head_dim, scale, max, sum, acc);
+                kv_.attend(kernels_, layer, block, kv_head, q, head_dim, n_queries, visible, scale, max, sum, acc);
             }
             for (int32_t t = 0; t < item.n_tokens; t++)
                 for (int32_t h = 0; h < group; h++) {

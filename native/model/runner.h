@@ -37,7 +37,7 @@ class Runner {
 public:
     // Throws std::bad_alloc if the KV store or the scratch memory cannot be had.
     Runner(std::shared_ptr<Model> model, int n_blocks, int max_batch_tokens, int n_threads, const Kernels& kernels,
-           const Tiles& tiles = {});
+           KvType kv_type = KvType::F16, const Tiles& tiles = {});
 
     // `tokens` holds the slices' tokens one after another; `outputs` (ascending) are the indices whose final state is kept.
     // Throws InvalidRequestError for ids, positions or blocks out of range, CancelledError after cancel().

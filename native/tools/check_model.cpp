@@ -1,4 +1,5 @@
-// check_model FILE...: opens and loads each model file and runs a few tokens through it on every kernel set. Meant for
+// check_model FILE...: opens and loads each model file and runs a few tokens through it on every kernel set, with keys and
+// values of each type. Meant for
 // damaged files under sanitizers: the exit status is 1 only if something other than acceptance or a ModelFileError happened,
 // or if the kernel sets disagree.
 #include <cstdio>
@@ -15,8 +16,8 @@ using namespace bitnet;
 namespace {
 
 // Logits of 45 tokens (one table-lookup tile, a multiply-add rest, two KV blocks), then the greedy token.
-std::vector<float> run(const std::shared_ptr<Model>& model, const Kernels& kernels, int n_threads, int32_t* greedy) {
-    Runner runner(model, 4, 64, n_threads, kernels);
+std::vector<float> run(const std::shared_ptr<Model>& model, const Kernels& kernels, KvType kv_type, int n_threads, int32_t* greedy) {
+    Runner runner(model, 4, 64, n_threads, kernels, kv_type);
     std::vector<int32_t> tokens(45), outputs(45);
     for (int32_t i = 0; i < 45; i++) {
         tokens[static_cast<size_t>(i)] = i * 7 % model->sizes().vocab_size;
@@ -44,11 +45,13 @@ int main(int argc, char** argv) {
     for (int i = 1; i < argc; i++) {
         try {
             const std::shared_ptr<Model> model = Model::load(GgufFile::open(argv[i]), ModelOptions{});
-            int32_t greedy = -1, other = -2;
-            const std::vector<float> logits = run(model, kScalarKernels, 1, &greedy);
             bool equal = true;
-            for (const Kernels* const* table = supported_kernels(); *table; ++table)
-                equal = equal && run(model, **table, 2, &other) == logits && other == greedy;
+            for (KvType kv_type : {KvType::F16, KvType::Q8_0}) {
+                int32_t greedy = -1, other = -2;
+                const std::vector<float> logits = run(model, kScalarKernels, kv_type, 1, &greedy);
+                for (const Kernels* const* table = supported_kernels(); *table; ++table)
+                    equal = equal && run(model, **table, kv_type, 2, &other) == logits && other == greedy;
+            }
             std::printf("%s: %s\n", argv[i], equal ? "ok" : "UNEXPECTED: the kernel sets disagree");
             if (!equal) status = 1;
         } catch (const ModelFileError& e) {

@@ -114,11 +114,13 @@ class Runner:
         max_batch_tokens: int = 512,
         n_threads: int = 0,
         kernels: str = "",
+        kv_type: str = "f16",
         table_min_tokens: int = 0,
         row_block: int = 2560,
         pieces_per_thread: int = 8,
     ) -> None:
-        """`n_blocks` KV blocks of `block_size` positions (f16). `kernels`: force an instruction set,
+        """`n_blocks` KV blocks of `block_size` positions. `kv_type`: how keys and values are stored, f16 or
+        q8_0 (8 bits, and an f16 scale for each 32 dimensions of a head). `kernels`: force an instruction set,
         one of `cpu_kernels()`.
 
         How ternary products are computed, without a change to any result: `table_min_tokens`: by table
@@ -139,6 +141,8 @@ class Runner:
         """Matrix products so far: by multiply-add, and by table lookup."""
     @property
     def kernels(self) -> str: ...
+    @property
+    def kv_type(self) -> str: ...
     @property
     def kv_bytes(self) -> int: ...
     @property

@@ -26,7 +26,7 @@ from pydantic import ValidationError as PydanticError
 
 from bitnet.config_source import KeyPath, Source, read
 from bitnet.errors import ConfigError, ModelNotFoundError
-from bitnet.values import MAX_STOP_STRINGS, EmbdType, QuantType, nearest
+from bitnet.values import MAX_STOP_STRINGS, EmbdType, KvType, QuantType, nearest
 
 ENVIRONMENT = "BITNET_CONFIG"
 MAX_PROBLEMS = 5  # told at once
@@ -173,6 +173,14 @@ class BitNetConfig(_Block):
         le=256,
         description="Requests computed together; memory for keys and values grows with it.",
     )
+    kv_type: KvType = Field(
+        default="f16", description="How keys and values are kept; q8_0: in half the memory."
+    )
+    speculate: bool = Field(
+        default=True,
+        description="Guess tokens that repeat the prompt or the answer, several a step. The output is the "
+        "same.",
+    )
     n_gpu_layers: Integer = Field(
         default=0,
         ge=-1,
@@ -268,6 +276,8 @@ class BitNetConfig(_Block):
             "n_ctx": n_ctx,
             "n_threads": self.n_threads,
             "n_batch": self.n_batch,
+            "kv_type": self.kv_type,
+            "speculate": self.speculate,
             "use_mmap": self.use_mmap,
             "use_mlock": self.use_mlock,
             "quant_type": self.quant_type,

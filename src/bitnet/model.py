@@ -29,6 +29,7 @@ from bitnet.values import (
     EmbeddingRequest,
     GenerateOptions,
     Health,
+    KvType,
     ModelInfo,
     Pooling,
     QuantType,
@@ -85,6 +86,8 @@ class BitNet:
         n_ctx: int | None = None,
         n_threads: int = 0,
         n_batch: int = 2,
+        kv_type: KvType = "f16",
+        speculate: bool = True,
         use_mmap: bool = True,
         use_mlock: bool = False,
         quant_type: QuantType = "i2_s",
@@ -113,6 +116,10 @@ class BitNet:
             that limit if it is smaller.
         n_threads: compute threads; 0 = physical cores; never more than those.
         n_batch: requests computed together; memory for keys and values grows with it.
+        kv_type: how keys and values are stored: "f16", or "q8_0" in half the memory, which moves the logits a
+            little.
+        speculate: guess tokens of an answer from its prompt and itself, and compute several in one step where
+            the guesses prove right. Answers are the same, and those that repeat their prompt come faster.
         kv_tokens: tokens whose keys and values are held for all requests together, n_ctx at least; None = as
             many as n_batch full contexts have. With fewer, requests that do not fit wait, or make way and are
             computed again: their answers stay the same.
@@ -153,6 +160,8 @@ class BitNet:
                 "n_ctx": n_ctx,
                 "n_threads": n_threads,
                 "n_batch": n_batch,
+                "kv_type": kv_type,
+                "speculate": speculate,
                 "use_mmap": use_mmap,
                 "use_mlock": use_mlock,
                 "quant_type": quant_type,
@@ -177,6 +186,8 @@ class BitNet:
             "n_ctx": n_ctx,
             "n_threads": _threads(as_integer("n_threads", n_threads, 0, 1024)),
             "n_batch": as_integer("n_batch", n_batch, 1, 256),
+            "kv_type": as_choice("kv_type", kv_type, get_args(KvType)),
+            "speculate": as_flag("speculate", speculate),
             "use_mmap": as_flag("use_mmap", use_mmap),
             "use_mlock": as_flag("use_mlock", use_mlock),
             "kv_tokens": None if kv_tokens is None else as_integer("kv_tokens", kv_tokens, 1, 2**31 - 1),

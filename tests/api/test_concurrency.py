@@ -143,7 +143,7 @@ def test_a_model_without_a_queue_takes_what_it_can_run(random_path: Path) -> Non
 class BrokenSequence(LogitsSequence):
     """Fails after its forward pass."""
 
-    def advance(self, runner: object, row: int, count: int) -> bool:
+    def advance(self, *arguments: object) -> bool:
         raise RuntimeError("broken on purpose")
 
 

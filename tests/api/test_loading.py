@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import pickle
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from bitnet import (
     BitNet,
@@ -59,6 +62,28 @@ def test_info(model: BitNet) -> None:
         info.n_ctx = 5  # type: ignore[misc]
 
 
+def log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
+    shifted = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+
+
+def test_keys_and_values_in_8_bits(model: BitNet) -> None:
+    messages = [{"role": "user", "content": "What is the capital of France?"}]
+    with BitNet(n_batch=4, kv_type="q8_0") as small:
+        assert (model.info.kv_type, small.info.kv_type) == ("f16", "q8_0")
+        # For each 32 elements 32 bytes and a scale of 2, instead of 64.
+        assert small.info.head_dim % 32 == 0
+        assert small.info.kv_bytes == model.info.kv_bytes * 34 // 64
+        assert "Paris" in small.chat(messages, temperature=0).text
+        ids = model.tokenize("What is the opposite of hot? The opposite of hot is cold. " * 2)
+        expected, found = log_softmax(model.logits(ids)), log_softmax(small.logits(ids))
+        # The Kullback-Leibler divergence; 0.001 to 0.004 on such texts.
+        assert 0 < (np.exp(expected) * (expected - found)).sum(axis=-1).mean() < 0.02
+        copy = pickle.loads(pickle.dumps(small))
+        assert copy.info.kv_type == "q8_0"
+        copy.close()
+
+
 def test_context(random_path: Path, slow_path: Path) -> None:
     def n_ctx(path: Path, **options: Any) -> int:
         with BitNet(path, **options) as loaded:
@@ -83,6 +108,8 @@ def test_context(random_path: Path, slow_path: Path) -> None:
         ("n_threads", -1),
         ("n_batch", 0),
         ("n_batch", 257),
+        ("kv_type", "q4_0"),
+        ("kv_type", None),
         ("use_mmap", 1),
         ("use_mlock", None),
         ("max_waiting", -1),

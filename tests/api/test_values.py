@@ -184,6 +184,8 @@ def test_reply_as_plain_values() -> None:
             "decode": 0,
             "prefill_tokens_per_second": 10,
             "decode_tokens_per_second": 0,
+            "drafted_tokens": 0,
+            "accepted_tokens": 0,
             "time_to_first_token": 0.75,
         },
         "logprobs": [

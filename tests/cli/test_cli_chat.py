@@ -59,6 +59,12 @@ def test_commands() -> None:
     assert unknown.stdout != ""
 
 
+def test_keys_and_values_in_8_bits() -> None:
+    done = bitnet("chat", "--kv-type", "q8_0", "--temperature", "0", stdin="What is the capital of France?\n")
+    assert "Paris" in done.stdout
+    assert done.returncode == 0
+
+
 def test_a_piped_message_that_does_not_fit_is_an_error() -> None:
     done = bitnet("chat", "--ctx", "64", stdin="word " * 300 + "\nHello\n")
     assert done.returncode == 1

@@ -110,6 +110,7 @@ def test_version_and_help() -> None:
         (["run", "x", "--max-tokens", "0"], 1, "max_tokens must be from 1"),
         (["run", "x", "-m", "/no/such.gguf"], 1, "there is no model file '/no/such.gguf'; give the path"),
         (["run", "x", "-m", os.devnull], 1, "/dev/null"),
+        (["run", "x", "--kv-type", "q4_0"], 1, "option kv_type: must be 'f16' or 'q8_0', not 'q4_0'"),
         (["run", "x", "--ctx", "10000000"], 1, "n_ctx=10000000 is more than"),
         (["run", "x" * 3000, "--ctx", "64"], 1, "a context of 64 has room for 63"),
         (["run", "-m", __file__, "x"], 1, "test_cli_run.py"),

@@ -42,6 +42,8 @@ def test_json(random_path: Path) -> None:
     assert tensors["token_embd.weight"]["type"] == "F16"
     assert tensors["token_embd.weight"]["n_bytes"] == 2 * 320 * 288
     assert shown["problem"] is None
+    small = json.loads(bitnet("show", "--json", "--kv-type", "q8_0", random_path).stdout)["loaded"]
+    assert (shown["loaded"]["kv_type"], small["kv_type"]) == ("f16", "q8_0")
     with BitNet(random_path, n_ctx=64, n_batch=3) as loaded:
         assert shown["loaded"]["kv_bytes"] == loaded.info.kv_bytes
         assert shown["loaded"]["repairs"] == list(loaded.info.repairs)

@@ -164,6 +164,22 @@ def test_n_batch(make: Callable[..., BitNet]) -> None:
     assert three.kv_bytes == 3 * one.kv_bytes
 
 
+def test_kv_type(make: Callable[..., BitNet]) -> None:
+    full, half = make().info, make(kv_type="q8_0").info
+    assert (full.kv_type, half.kv_type) == ("f16", "q8_0")
+    assert half.kv_bytes < 0.6 * full.kv_bytes
+
+
+def test_speculate(make: Callable[..., BitNet]) -> None:
+    prompt = "one two three four five six seven eight nine ten. " * 4
+    options = {"temperature": 0, "max_tokens": 40, "ignore_eos": True}
+    plain = make(speculate=False).generate(prompt, **options)
+    guessed = make(speculate=True).generate(prompt, **options)
+    assert plain.timings.drafted_tokens == 0
+    assert guessed.timings.drafted_tokens > 0
+    assert guessed.token_ids == plain.token_ids
+
+
 @pytest.mark.parametrize("layers", [-1, 1, 99])
 def test_n_gpu_layers(make: Callable[..., BitNet], layers: int) -> None:
     with pytest.raises(
@@ -218,6 +234,7 @@ def test_sampling_defaults(
 ) -> None:
     assert tokens(make(**keys), seed=3) == tokens(make(), seed=3, **options)
     assert tokens(make(**keys), seed=3, temperature=0) == tokens(make(), temperature=0)
+    assert tokens(make(**WILD), seed=3) != tokens(make(), seed=3)
 
 
 def test_max_tokens(make: Callable[..., BitNet]) -> None:

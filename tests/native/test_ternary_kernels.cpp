@@ -130,7 +130,7 @@ Output run_direct(const Kernels& k, const Matrix& m, const Activations& a, int n
 
 // One tile with garbage behind it, over dirty scratch of exactly the promised size.
 Output run_table(const Kernels& k, const Matrix& m, const Activations& a, int first, int n, int n_tokens,
-                 int panel_begin, int panel_end, int min_tokens = kTableMinTokens) {
+                 int panel_begin, int panel_end, int min_tokens = 12) {
     Output out(n_tokens, m.view);
     const size_t tile_bytes = size_t(m.view.k_blocks) * kBlockCols * kTableTokens * sizeof(int16_t);
     PageBuffer tile(tile_bytes + 1024);

@@ -6,11 +6,11 @@
 #include <cstdint>
 #include <cstring>
 #include <limits>
-#include <random>
 #include <vector>
 
 #include "check.h"
 #include "cpu/vector.h"
+#include "kernel_cases.h"
 #include "quant/dense.h"
 
 using namespace bitnet;
@@ -21,41 +21,6 @@ constexpr float kInf = std::numeric_limits<float>::infinity();
 const float kNan = std::numeric_limits<float>::quiet_NaN();
 constexpr float kDenormal = 1e-42f;
 constexpr float kHuge = 3e38f;
-
-// Every instruction set of this machine, the scalar one first.
-const std::vector<Kernels>& all_kernels() {
-    static const std::vector<Kernels> kernels = [] {
-        std::vector<Kernels> all;
-        for (const Kernels* const* table = supported_kernels(); *table; ++table) all.insert(all.begin(), **table);
-        return all;
-    }();
-    return kernels;
-}
-
-bool same_bits(float a, float b) {
-    return (std::isnan(a) && std::isnan(b)) || std::memcmp(&a, &b, sizeof(a)) == 0;
-}
-
-bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {
-    return a.size() == b.size() &&
-           std::equal(a.begin(), a.end(), b.begin(), [](float x, float y) { return same_bits(x, y); });
-}
-
-std::mt19937& random_engine() {
-    static std::mt19937 engine(1);
-    return engine;
-}
-
-std::vector<float> normal(size_t n, float sigma = 1) {
-    std::normal_distribution<float> distribution(0, sigma);
-    std::vector<float> x(n);
-    for (float& v : x) v = distribution(random_engine());
-    return x;
-}
-
-int uniform(int low, int high) {
-    return std::uniform_int_distribution<int>(low, high)(random_engine());
-}
 
 std::vector<int> lengths() {
     std::vector<int> n;
@@ -431,6 +396,8 @@ AttentionState attend(const Kernels& k, const Attention& a, int first, int n, in
         }
     return s;
 }
+
+using bitnet::same_bits;  // beside the one for a state
 
 bool same_bits(const AttentionState& a, const AttentionState& b) {
     return same_bits(a.max, b.max) && same_bits(a.sum, b.sum) && same_bits(a.acc, b.acc);

@@ -39,14 +39,14 @@ def path(case: str, models_folder: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def engine_for(models_folder: Path) -> Iterator[Callable[[ModelSpec], Engine]]:
-    """Engines by spec, each loaded once."""
-    engines: dict[ModelSpec, Engine] = {}
+def engine_for(models_folder: Path) -> Iterator[Callable[..., Engine]]:
+    """Engines by spec and kv_type, each loaded once."""
+    engines: dict[tuple[ModelSpec, str], Engine] = {}
 
-    def load(spec: ModelSpec) -> Engine:
-        if spec not in engines:
-            engines[spec] = Engine(make_model(spec, models_folder))
-        return engines[spec]
+    def load(spec: ModelSpec, kv_type: str = "f16") -> Engine:
+        if (spec, kv_type) not in engines:
+            engines[spec, kv_type] = Engine(make_model(spec, models_folder), kv_type=kv_type)
+        return engines[spec, kv_type]
 
     yield load
     engines.clear()

@@ -16,7 +16,15 @@ class Engine:
 
     BLOCKS_PER_SEQUENCE = 4
 
-    def __init__(self, path: Path, *, n_threads: int = 1, kernels: str = "", n_sequences: int = 3) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        n_threads: int = 1,
+        kernels: str = "",
+        n_sequences: int = 3,
+        kv_type: str = "f16",
+    ) -> None:
         self.model = _native.Model(_native.ModelFile(str(path)), n_threads=1)
         self.runner = _native.Runner(
             self.model,
@@ -24,6 +32,7 @@ class Engine:
             max_batch_tokens=256,
             n_threads=n_threads,
             kernels=kernels,
+            kv_type=kv_type,
         )
         # Scattered, so that nothing works by blocks happening to be neighbours.
         blocks = np.random.default_rng(0).permutation(self.runner.n_blocks).tolist()

@@ -2,7 +2,8 @@
 description, not from the engine, and using none of its code.
 
 Two things are rounded as the engine must round them, because they are the arithmetic of these models:
-activations to int8 per token, and K and V to f16, as they are stored. All else is float64.
+activations to int8 per token, and K and V as they are stored: to f16, or to 8 bits (q8_0). All else is
+float64.
 
 A number next to a rounding tie may go the other way in f32. One int8 step among a few hundred moves the
 logits by 1e-3 or so, and every later token sees it, so no two float implementations agree there. `decided`
@@ -140,10 +141,27 @@ def _decode_q6_k(blocks: NDArray[np.uint8]) -> Float:
     return out
 
 
+def round_to_f16(x: Float) -> Float:
+    return x.astype(np.float16).astype(np.float64)
+
+
+def round_to_q8_0(x: Float) -> Float:
+    """Whole multiples of a scale for each 32 of the last axis: their largest / 127, rounded up to an f16."""
+    out = np.empty_like(x)
+    for first in range(0, x.shape[-1], 32):
+        group = x[..., first : first + 32]
+        largest = np.abs(group).max(axis=-1, keepdims=True) / 127
+        scale = largest.astype(np.float16)
+        scale = np.where(scale < largest, np.nextafter(scale, np.float16(np.inf)), scale).astype(np.float64)
+        out[..., first : first + 32] = np.rint(group / np.where(scale == 0, 1, scale)) * scale
+    return out
+
+
 class NumpyModel:
     """One model file, computed whole: no cache, no batches, the attention of all positions at once."""
 
-    def __init__(self, path: Path | str) -> None:
+    def __init__(self, path: Path | str, kv_type: str = "f16") -> None:
+        self._stored = {"f16": round_to_f16, "q8_0": round_to_q8_0}[kv_type]
         file = GgufReader(path)
         meta = file.metadata
         arch = meta["general.architecture"]
@@ -218,8 +236,8 @@ class NumpyModel:
         n = len(x)
         q, k, v = (y.reshape(n, -1, self.head_dim) for y in self._linear(x, *names))
         q = self._rotate(q)
-        k = self._before_rounding(self._rotate(k)).astype(np.float16).astype(np.float64)
-        v = self._before_rounding(v).astype(np.float16).astype(np.float64)
+        k = self._stored_keys(self._before_rounding(self._rotate(k)))
+        v = self._stored(self._before_rounding(v))
         visible = np.tril(np.ones((n, n), dtype=bool))
         out = np.empty_like(q)
         for head in range(self.n_heads):
@@ -232,6 +250,13 @@ class NumpyModel:
         if not self.is_llama:
             joined = self._norm(joined, f"blk.{layer}.attn_sub_norm")
         return self._linear(joined, f"blk.{layer}.attn_output")[0]
+
+    def _stored_keys(self, k: Float) -> Float:
+        """The engine keeps the halves of a head together, which decides whom a scale is shared with."""
+        if not self.is_llama:
+            return self._stored(k)
+        halves = self._stored(np.concatenate([k[..., 0::2], k[..., 1::2]], axis=-1))
+        return np.stack(np.split(halves, 2, axis=-1), axis=-1).reshape(k.shape)
 
     def _rotate(self, x: Float) -> Float:
         """Rotary embedding of [n, heads, head_dim]: neighbours are pairs in llama files (their rows are

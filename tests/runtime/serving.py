@@ -38,14 +38,24 @@ class RecordingScheduler(Scheduler):
 class Serving:
     """Asks are made of token ids, and go on to their max_tokens unless they are told otherwise."""
 
-    def __init__(self, path: Path, *, n_blocks: int, n_batch: int = 4, max_batch_tokens: int = 512) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        n_blocks: int,
+        n_batch: int = 4,
+        max_batch_tokens: int = 512,
+        kv_type: str = "f16",
+    ) -> None:
         file = _native.ModelFile(str(path))
         model = _native.Model(file, use_mmap=False)
         self.tokenizer = Tokenizer.from_metadata(file.metadata)
         self.vocab_size = model.vocab_size
         self.n_ctx = min(n_blocks * BLOCK, model.context_length)
         # One thread: these models are small, and threads that wait for each other suffer on a busy machine.
-        runner = _native.Runner(model, n_blocks=n_blocks, max_batch_tokens=max_batch_tokens, n_threads=1)
+        runner = _native.Runner(
+            model, n_blocks=n_blocks, max_batch_tokens=max_batch_tokens, n_threads=1, kv_type=kv_type
+        )
         self.scheduler = RecordingScheduler(runner, n_batch=n_batch, max_waiting=10_000)
         self.scheduler.steps, self.scheduler.preempted = [], []
         self.scheduler.when_preempted = lambda sequence: None

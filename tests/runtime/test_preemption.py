@@ -25,11 +25,12 @@ def ask(serving: Serving, i: int, max_tokens: int = 120) -> Generation:
     )
 
 
-def test_preempted_answers_equal_their_solo_answers(random_path: Path) -> None:
-    with Serving(random_path, n_blocks=64) as roomy:
+@pytest.mark.parametrize("kv_type", ["f16", "q8_0"])
+def test_preempted_answers_equal_their_solo_answers(kv_type: str, random_path: Path) -> None:
+    with Serving(random_path, n_blocks=64, kv_type=kv_type) as roomy:
         expected = [ask(roomy, i).result() for i in range(6)]
         assert not roomy.scheduler.preempted
-    with Serving(random_path, n_blocks=9) as serving:
+    with Serving(random_path, n_blocks=9, kv_type=kv_type) as serving:
         generations = [ask(serving, i) for i in range(6)]
         replies = [generation.result() for generation in generations]
         assert len(serving.scheduler.preempted) >= 2

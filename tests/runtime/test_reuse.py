@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 from serving import BLOCK, Serving, some_ids
 
 from bitnet import BitNet, Reply
@@ -32,8 +33,9 @@ def test_a_repeated_prompt_is_not_computed_again(random_path: Path) -> None:
     assert warm.timings.prefill_tokens_per_second < 1 / warm.timings.prefill * 1.01
 
 
-def test_results_are_bit_equal_wherever_the_prefix_ends(random_path: Path) -> None:
-    with Serving(random_path, n_blocks=64) as serving:
+@pytest.mark.parametrize("kv_type", ["f16", "q8_0"])
+def test_results_are_bit_equal_wherever_the_prefix_ends(kv_type: str, random_path: Path) -> None:
+    with Serving(random_path, n_blocks=64, kv_type=kv_type) as serving:
         prompts = [PROMPT[:length] + some_ids(length, 20) for length in (7, 31, 32, 45, 50, 64, 95, 149)]
         solo = [serving.ask(ids, salt=str(i), **LOGPROBS, max_tokens=6) for i, ids in enumerate(prompts)]
         expected = [generation.result() for generation in solo]

@@ -46,6 +46,14 @@ Context = Annotated[
         help="Tokens of conversation and answer together; 0: as many as the model was made for.",
     ),
 ]
+KvType = Annotated[
+    str | None,
+    typer.Option(
+        "--kv-type",
+        metavar="TYPE",
+        help="How keys and values are kept: f16 (default), or q8_0 in half the memory.",
+    ),
+]
 MaxTokens = Annotated[
     int | None,
     typer.Option(

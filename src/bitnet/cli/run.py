@@ -36,6 +36,7 @@ def run(
     stop: options.Stop = None,
     threads: options.Threads = None,
     ctx: options.Context = None,
+    kv_type: options.KvType = None,
     config: options.Config = None,
 ) -> None:
     """Answer one prompt and leave.
@@ -58,7 +59,7 @@ def run(
         seed=seed,
         stop=stop,
     )
-    settings = options.settings(config, model=model, n_ctx=ctx, n_threads=threads, n_batch=1)
+    settings = options.settings(config, model=model, n_ctx=ctx, n_threads=threads, n_batch=1, kv_type=kv_type)
     with BitNet.from_config(settings) as loaded:
         if raw or not loaded.info.has_chat_template:
             if system is not None:

@@ -28,6 +28,7 @@ def show(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
     ctx: options.Context = None,
+    kv_type: options.KvType = None,
     batch: Annotated[
         int | None,
         typer.Option(
@@ -43,7 +44,7 @@ def show(
     from bitnet.model import BitNet  # late: usage errors and --help need no engine
     from bitnet.models.inspect import inspect
 
-    settings = options.settings(config, model=model, n_ctx=ctx, n_batch=batch, mode="direct")
+    settings = options.settings(config, model=model, n_ctx=ctx, n_batch=batch, kv_type=kv_type, mode="direct")
     path = models.find(settings.direct_options()["model"])
     report = inspect(path)
     # Warnings are shown below, among the rest.
@@ -77,7 +78,7 @@ def show(
 
 
 def _describe(info: ModelInfo) -> list[str]:
-    kv_for = f"{info.n_batch} x {info.n_ctx} tokens"
+    kv_for = f"{info.n_batch} x {info.n_ctx} tokens, {info.kv_type}"
     lines = [
         "Model",
         f"  architecture  {printable(info.architecture)}, {info.activation}",

@@ -31,7 +31,7 @@ from bitnet.runtime.sequence import GenerationSequence, LogitsSequence
 from bitnet.text.chat_template import ChatTemplate
 from bitnet.text.tokenizer import Tokenizer
 from bitnet.text.tool_calls import prompt_parts
-from bitnet.values import EmbeddingRequest, Health, ModelInfo, Pooling, QuantType, Request
+from bitnet.values import EmbeddingRequest, Health, KvType, ModelInfo, Pooling, QuantType, Request
 
 if TYPE_CHECKING:
     from bitnet.text.constraints import Constraint
@@ -53,6 +53,8 @@ class NativeEngine:
         n_ctx: int | None,
         n_threads: int,
         n_batch: int,
+        kv_type: KvType = "f16",
+        speculate: bool = True,
         use_mmap: bool,
         use_mlock: bool,
         kv_tokens: int | None,
@@ -96,6 +98,8 @@ class NativeEngine:
             n_threads=n_threads,
         )
         self._n_batch = n_batch
+        self._kv_type = kv_type
+        self._speculate = speculate
         self._max_waiting = max_waiting
         self._lock = threading.RLock()  # guards _model and _current; a garbage collection may close us
         self._model: _native.Model | None = model
@@ -125,6 +129,7 @@ class NativeEngine:
             kernels=runner.kernels,
             ternary_bytes=model.ternary_bytes,
             head_bytes=model.head_bytes,
+            kv_type=kv_type,
             kv_bytes=runner.kv_bytes,
             has_chat_template=self._chat_template.problem is None,
             pooling=_pooling(metadata, model.architecture),
@@ -147,7 +152,13 @@ class NativeEngine:
         _engines.add(self)
 
     def _start(self, model: _native.Model) -> _native.Runner:
-        runner = _native.Runner(model, n_blocks=self._n_blocks, n_threads=self._n_threads, **self._tiles)
+        runner = _native.Runner(
+            model,
+            n_blocks=self._n_blocks,
+            n_threads=self._n_threads,
+            kv_type=self._kv_type,
+            **self._tiles,
+        )
         scheduler = Scheduler(runner, n_batch=self._n_batch, max_waiting=self._max_waiting)
         # Also when the engine is dropped without close, and before the interpreter ends.
         self._close = weakref.finalize(self, scheduler.close)
@@ -187,7 +198,14 @@ class NativeEngine:
         gathering = Gathering(request.n)
         sequences = [
             GenerationSequence(
-                prompt_ids, request, self._tokenizer, self._info.n_ctx, constraint, gathering, index
+                prompt_ids,
+                request,
+                self._tokenizer,
+                self._info.n_ctx,
+                constraint,
+                gathering,
+                index,
+                speculate=self._speculate,
             )
             for index in range(request.n)
         ]

@@ -51,7 +51,7 @@ class EmbeddingSequence(Sequence):
             return range(count)
         return range(count - 1, count) if count == self.n_pending else range(0)
 
-    def advance(self, runner: _native.Runner, row: int, count: int) -> bool:
+    def advance(self, runner: _native.Runner, row: int, count: int, guesses: TokenIds[int] = ()) -> bool:
         if self._pooling == "mean":
             self._add(runner.hidden()[row : row + count])
         self.n_computed += count

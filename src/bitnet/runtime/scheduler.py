@@ -20,6 +20,7 @@ from bitnet import _native
 from bitnet.errors import CancelledError, ContextOverflowError, EngineClosedError, OverloadedError
 from bitnet.runtime.prefix_cache import PrefixCache
 from bitnet.runtime.sequence import Sequence
+from bitnet.runtime.speculation import MAX_STEP_TOKENS, worthwhile
 from bitnet.values import Health
 
 logger = logging.getLogger("bitnet.scheduler")
@@ -32,10 +33,11 @@ PROMPT_TILE = 32
 
 
 class _Part(NamedTuple):
-    """The next `n_tokens` pending tokens of a sequence, to be computed in one step."""
+    """The next `n_tokens` pending tokens of a sequence, and guesses behind them: its share of a step."""
 
     sequence: Sequence
     n_tokens: int
+    guesses: tuple[int, ...] = ()
 
 
 class Scheduler:
@@ -205,7 +207,7 @@ class Scheduler:
         """
         parts = [_Part(sequence, 1) for sequence in self._running if sequence.n_pending == 1]
         if len(parts) == len(self._running):
-            return parts
+            return self._with_guesses(parts)
         budget = self._max_batch_tokens - len(parts)
         if parts:
             budget = min(budget, -(-(len(parts) + PROMPT_TILE) // PROMPT_TILE) * PROMPT_TILE - len(parts))
@@ -224,6 +226,32 @@ class Scheduler:
         parts.append(_Part(oldest, min(oldest.n_pending, oldest.max_chunk, reserved + left)))
         return parts
 
+    def _with_guesses(self, parts: list[_Part]) -> list[_Part]:
+        """Guesses of further tokens along, where they pay: not beside prompts, which want the room."""
+        limit = min(MAX_STEP_TOKENS, self._max_batch_tokens)
+        if len(parts) >= limit:
+            return parts
+        odds = [sequence.odds(self._room(sequence, limit - len(parts))) for sequence, _, _ in parts]
+        if not any(odds):
+            return parts
+        result = []
+        for part, count in zip(parts, worthwhile(odds, limit), strict=True):
+            sequence = part.sequence
+            if count > len(sequence.table.blocks) * self._block_size - len(sequence.token_ids):
+                self._cache.extend(sequence.table)
+            result.append(part._replace(guesses=tuple(sequence.guess(count))) if count else part)
+        return result
+
+    def _room(self, sequence: Sequence, most: int) -> int:
+        """Positions behind the sequence's last token that may be used for guesses, `most` at most.
+
+        Those in its last block, and in one more if there are blocks that nobody is about to need.
+        """
+        left = len(sequence.table.blocks) * self._block_size - len(sequence.token_ids)
+        if left < most and self._cache.n_free > 2 * len(self._running):
+            left += self._block_size
+        return min(left, most)
+
     def _compute(self, parts: list[_Part]) -> None:
         try:
             rows = self._forward(parts)
@@ -237,13 +265,14 @@ class Scheduler:
             for part in parts:
                 self._compute([part])
             return
-        for (sequence, n_tokens), row in zip(parts, rows, strict=True):
+        for (sequence, n_tokens, guesses), row in zip(parts, rows, strict=True):
+            n_before = sequence.n_computed
             try:
-                complete = sequence.advance(self._runner, row, n_tokens)
+                complete = sequence.advance(self._runner, row, n_tokens, guesses)
                 if complete:
                     self._drop(sequence)
                     sequence.finish()
-                elif sequence.n_computed % self._block_size < n_tokens:  # a block became full
+                elif sequence.n_computed // self._block_size > n_before // self._block_size:
                     self._cache.record(sequence.table, sequence.token_ids, sequence.n_computed)
             except Exception as error:
                 self._fail(sequence, error)
@@ -253,10 +282,12 @@ class Scheduler:
         token_ids: list[int] = []
         outputs: list[int] = []
         rows: list[int] = []
-        for sequence, count in parts:
+        for sequence, count, guesses in parts:
             rows.append(len(outputs))
             outputs.extend(len(token_ids) + index for index in sequence.outputs(count))
             token_ids.extend(sequence.token_ids[sequence.n_computed : sequence.n_computed + count])
+            outputs.extend(range(len(token_ids), len(token_ids) + len(guesses)))
+            token_ids.extend(guesses)
         self._in_step = tuple(part.sequence for part in parts)
         try:
             # Whoever is cancelled from here on finds _in_step; who was before is seen here.
@@ -266,7 +297,7 @@ class Scheduler:
                 np.array(token_ids, np.int32),
                 [part.sequence.table.blocks for part in parts],
                 [part.sequence.n_computed for part in parts],
-                [part.n_tokens for part in parts],
+                [part.n_tokens + len(part.guesses) for part in parts],
                 outputs,
             )
         finally:

@@ -19,6 +19,7 @@ from bitnet.engines.generation import Outlet
 from bitnet.errors import CancelledError
 from bitnet.runtime.answer import AnswerText, Gathering
 from bitnet.runtime.prefix_cache import BlockTable
+from bitnet.runtime.speculation import PromptLookup
 from bitnet.text.incremental import IncrementalDecoder
 from bitnet.values import Delta, FinishReason, Reply, Request, Sampling, Timings, TokenLogprob, Usage
 
@@ -62,8 +63,19 @@ class Sequence(ABC):
         """Which of the next `count` pending tokens (0 is the first) need their output kept."""
 
     @abstractmethod
-    def advance(self, runner: _native.Runner, row: int, count: int) -> bool:
-        """`count` tokens were computed; their outputs are in row `row` and after. True = that was all."""
+    def advance(self, runner: _native.Runner, row: int, count: int, guesses: TokenIds[int] = ()) -> bool:
+        """`count` tokens were computed; their outputs are in row `row` and after. True = that was all.
+
+        guesses: tokens that were computed behind them, whose outputs follow; only if `guess` offered some.
+        """
+
+    def odds(self, most: int) -> list[float]:
+        """How likely the next 1, 2, .. tokens behind the pending one can be guessed, `most` at most."""
+        return []
+
+    def guess(self, count: int) -> list[int]:
+        """As many tokens behind the pending one, at most as many as `odds` had."""
+        return []
 
     @abstractmethod
     def finish(self) -> None:
@@ -89,10 +101,13 @@ class GenerationSequence(Sequence):
         constraint: Constraint | None = None,
         gathering: Gathering | None = None,
         index: int = 0,
+        *,
+        speculate: bool = False,
     ) -> None:
         """n_ctx: tokens the sequence may hold, more than the prompt has.
         constraint: what the answer must look like.
-        gathering, index: where the answers of the request come together, and which of them this is."""
+        gathering, index: where the answers of the request come together, and which of them this is.
+        speculate: offer guesses of what comes next."""
         super().__init__(prompt_ids, request.cache_salt)
         self._gathering = gathering or Gathering(1)
         self._index = index
@@ -103,6 +118,8 @@ class GenerationSequence(Sequence):
         room = n_ctx - self._n_prompt
         self._max_tokens = room if request.max_tokens is None else min(request.max_tokens, room)
         self._end_ids = frozenset(() if request.ignore_eos else tokenizer.end_ids)
+        self._lookup = PromptLookup(self.token_ids) if speculate else None
+        self._n_drafted = self._n_accepted = 0
         self._sampler = _sampler(request.sampling, prompt_ids, index)
         self._constraint = None if constraint is None else constraint.start()
         self._answer = AnswerText(request.stop, with_tools=bool(request.callable_tools))
@@ -120,19 +137,43 @@ class GenerationSequence(Sequence):
     def outputs(self, count: int) -> range:
         return range(count - 1, count) if count == self.n_pending else range(0)
 
-    def advance(self, runner: _native.Runner, row: int, count: int) -> bool:
+    def odds(self, most: int) -> list[float]:
+        if self._lookup is None:
+            return []
+        # The last token that may be generated is not computed any more.
+        return self._lookup.odds(min(most, self._max_tokens - self._n_generated - 1))
+
+    def guess(self, count: int) -> list[int]:
+        assert self._lookup is not None
+        return self._lookup.guesses(count)
+
+    def advance(self, runner: _native.Runner, row: int, count: int, guesses: TokenIds[int] = ()) -> bool:
         self.n_computed += count
         if self.n_pending:
             return False
+        self._n_drafted += len(guesses)
+        for index, guess in enumerate((*guesses, None)):
+            sampled = self._sample(runner, row + index)
+            if self._first_token_at is None:
+                self._first_token_at = time.perf_counter()
+            if self._take(sampled):
+                return True
+            if sampled.token_id != guess:
+                break  # what was computed behind a wrong guess is computed anew, in its place
+            self.n_computed += 1
+            self._n_accepted += 1
+        return False
+
+    def _take(self, sampled: _native.Sampled) -> bool:
+        """The next token of the answer. True = the answer is complete."""
         request = self._request
-        sampled = self._sample(runner, row)
-        if self._first_token_at is None:
-            self._first_token_at = time.perf_counter()
         if sampled.token_id in self._end_ids:
             self._reason = "stop"
             return True
         self._sampler.accept(sampled.token_id)
         self.token_ids.append(sampled.token_id)
+        if self._lookup is not None:
+            self._lookup.appended()
         logprobs = (self._logprob(sampled),) if request.logprobs else ()
         self._logprobs.extend(logprobs)
         text, tool_calls = self._answer.feed(self._decoder.feed(sampled.token_id))
@@ -211,6 +252,8 @@ class GenerationSequence(Sequence):
             prefill_tokens_per_second=max(0, n_prefilled - self.n_cached) / prefill if prefill > 0 else 0.0,
             # The first token came out of the prefill.
             decode_tokens_per_second=max(0, self._n_generated - 1) / decode if decode > 0 else 0.0,
+            drafted_tokens=self._n_drafted,
+            accepted_tokens=self._n_accepted,
         )
 
 
@@ -243,7 +286,7 @@ class LogitsSequence(Sequence):
     def outputs(self, count: int) -> range:
         return range(count)
 
-    def advance(self, runner: _native.Runner, row: int, count: int) -> bool:
+    def advance(self, runner: _native.Runner, row: int, count: int, guesses: TokenIds[int] = ()) -> bool:
         rows = runner.logits()[row : row + count]
         self._logits[self.n_computed : self.n_computed + count] = rows
         self.n_computed += count

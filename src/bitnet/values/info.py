@@ -11,6 +11,7 @@ from .embedding import Pooling
 # How ternary products are computed, and what embedding and head may be kept as; see bitnet.BitNet.
 QuantType = Literal["i2_s", "tl1"]
 EmbdType = Literal["f32", "f16", "q8_0", "q6_k", "q4_0"]
+KvType = Literal["f16", "q8_0"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +36,7 @@ class ModelInfo:
     """What is loaded, and how. Sizes named *_bytes are bytes of memory.
 
     context_length: tokens the model was made for; n_ctx: tokens a sequence may hold here.
+    kv_type: how keys and values are stored, f16 or q8_0.
     pooling: how `embed` makes one vector of a text if it is not told; None = in a way unknown here.
     quant_type, tiles: how ternary products are computed, see bitnet.BitNet. embd_type: what embedding and
     head are kept as, such as "F16".
@@ -62,6 +64,7 @@ class ModelInfo:
     kernels: str
     ternary_bytes: int
     head_bytes: int
+    kv_type: KvType = "f16"
     kv_bytes: int
     has_chat_template: bool
     pooling: Pooling | None

@@ -96,6 +96,8 @@ class Timings:
     queue: until computing began. prefill: from there to the first token. decode: from there to the last.
     time_to_first_token: queue and prefill together.
     The two rates are 0 where there is nothing to measure.
+    drafted_tokens: guesses that were computed in advance (see BitNet, speculate); accepted_tokens: those that
+    were right, each of which saved a step.
     """
 
     queue: float
@@ -103,6 +105,8 @@ class Timings:
     decode: float
     prefill_tokens_per_second: float
     decode_tokens_per_second: float
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
 
     @property
     def time_to_first_token(self) -> float:

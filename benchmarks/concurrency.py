@@ -1,6 +1,6 @@
 """What many requests at once cost: aggregate speed, time to the first token under load, and reused prefixes.
 
-    python benchmarks/serving.py [--layers 30] [--streams 8] [--tokens 32] [--json FILE]
+    python benchmarks/concurrency.py [--layers 30] [--streams 8] [--tokens 32] [--json FILE]
 
 On random weights of the dimensions of BitNet b1.58 2B-4T. Every answer is compared with the one that the same
 request got alone, and a difference is a failed run. Run it on a machine that does nothing else.
