@@ -104,16 +104,15 @@ class ClientLoop:
 
         async def run() -> None:
             result = await work
-            if not future.done():
+            with contextlib.suppress(concurrent.futures.InvalidStateError):  # cancelled meanwhile
                 future.set_result(result)
 
         def ended(task: asyncio.Task[None]) -> None:
-            if future.done():
-                return
             if task.cancelled():
                 future.cancel()
             elif (error := task.exception()) is not None:
-                future.set_exception(error)
+                with contextlib.suppress(concurrent.futures.InvalidStateError):
+                    future.set_exception(error)
 
         cancel = self.spawn(run(), ended, None)
         future.add_done_callback(lambda future: cancel() if future.cancelled() else None)
