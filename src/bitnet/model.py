@@ -7,7 +7,7 @@ engine that is, and who else uses it, is the registry's business.
 from __future__ import annotations
 
 import asyncio
-import importlib
+import inspect
 import logging
 import math
 import os
@@ -21,12 +21,13 @@ from bitnet.engines import deadline, tiles
 from bitnet.engines.generation import DeferredGeneration
 from bitnet.engines.native import NativeEngine
 from bitnet.engines.registry import Lease
-from bitnet.errors import BitNetError, ValidationError
+from bitnet.errors import ValidationError
 from bitnet.values import (
     EmbdType,
     EmbeddingKind,
     EmbeddingRequest,
     GenerateOptions,
+    Health,
     KvType,
     ModelInfo,
     Pooling,
@@ -45,6 +46,7 @@ from bitnet.values import (
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+    from pydantic import SecretStr
     from typing_extensions import Self, Unpack
 
     from bitnet.config import BitNetConfig, ConfigLike
@@ -97,11 +99,16 @@ class BitNet:
         kv_tokens: int | None = None,
         max_waiting: int = 1024,
         keep_alive: float = 0,
-        timeout: float = 0,
+        timeout: float | Mapping[str, int] | None = None,
         defaults: GenerateOptions | None = None,
         lazy: bool = False,
+        base_url: str | None = None,
+        api_key: str | SecretStr | None = None,
+        retry: bool | Mapping[str, Any] | None = None,
+        verify: bool | str = True,
+        proxy: str | None = None,
     ) -> None:
-        """Load a model.
+        """Load a model, or connect to a server that has one (base_url).
 
         model: path of a GGUF file; None = the model bundled with this package.
         n_ctx: tokens a sequence (prompt and answer) may hold; 0 = the model's own limit; None = 2048, or
@@ -132,13 +139,46 @@ class BitNet:
         max_waiting: requests that may wait for their turn, above which they are refused with OverloadedError.
         keep_alive: seconds the model stays loaded after it was closed by all who use it; negative = until
             bitnet.unload_all().
-        timeout: seconds an answer may take, above which it ends with DeadlineError; 0 = no limit.
+        timeout: seconds an answer may take, above which it ends with DeadlineError; 0 = no limit. Or
+            {"connect": ..., "total": ...} in milliseconds. None = no limit, of a server 10 and 120 seconds.
         defaults: options of generate, chat and their siblings, for calls that do not say otherwise.
         lazy: load when it is first used; only whether the file exists is checked now.
+        base_url: api mode: a server that answers in place of a model here, such as http://localhost:8080:
+            `bitnet serve`, llama-server or any other that speaks OpenAI's API. `model` is a name there, None
+            = the only one. Of the options above, keep_alive, timeout, defaults and lazy apply.
+        api_key, retry, verify, proxy: of that server, see bitnet.engines.http.HttpEngine.
         Raises ModelNotFoundError, ModelFileError and ValidationError; if lazy, the latter two may be raised
         when it is first used instead.
         """
         logs.obey_environment()
+        remote = {"api_key": api_key, "retry": retry, "verify": verify, "proxy": proxy}
+        gpu: dict[str, Any] = {"n_gpu_layers": n_gpu_layers, "main_gpu": main_gpu, "low_vram": low_vram}
+        if base_url is not None:
+            local = {
+                **gpu,
+                "n_ctx": n_ctx,
+                "n_threads": n_threads,
+                "n_batch": n_batch,
+                "use_mmap": use_mmap,
+                "use_mlock": use_mlock,
+                "quant_type": quant_type,
+                "use_pretuned": use_pretuned,
+                "kernel_params": kernel_params,
+                "embd_type": embd_type,
+                "kv_type": kv_type,
+                "speculate": speculate,
+                "kv_tokens": kv_tokens,
+                "max_waiting": max_waiting,
+            }
+            _refuse_given(local, "is for a model in this process, and base_url names a server")
+            self._connect(base_url, model, remote, timeout, defaults, keep_alive, lazy)
+            return
+        _refuse_given(remote, "is for a server, and there is no base_url")
+        self._base_url: str | None = None
+        if isinstance(timeout, Mapping):
+            from bitnet.engines.http import as_timeout
+
+            timeout = as_timeout(timeout).total / 1000
         if n_ctx is not None:
             n_ctx = as_integer("n_ctx", n_ctx, 0, 2**31 - 1)
         options: dict[str, Any] = {
@@ -178,14 +218,40 @@ class BitNet:
             "timeout": timeout,
             "defaults": defaults,
         }
-        self._set_defaults(timeout, defaults)
+        self._set_defaults(timeout or 0, defaults)
         self._lease = Lease.of_file(NativeEngine, path, options, keep_alive)
         if not lazy:
-            try:
-                self.load()
-            except BaseException:
-                self._lease.close()
-                raise
+            self._load_or_close()
+
+    def _load_or_close(self) -> None:
+        try:
+            self.load()
+        except BaseException:
+            self._lease.close()
+            raise
+
+    def _connect(
+        self,
+        base_url: str,
+        model: str | os.PathLike[str] | None,
+        remote: Mapping[str, Any],
+        timeout: float | Mapping[str, int] | None,
+        defaults: GenerateOptions | None,
+        keep_alive: float,
+        lazy: bool,
+    ) -> None:
+        """`__init__` of api mode."""
+        from bitnet.engines import http  # late: its client takes long to import
+
+        options = http.engine_options(base_url, model=model, timeout=timeout, **remote)
+        keep_alive = as_number("keep_alive", keep_alive, -math.inf, math.inf)
+        self._path = None
+        self._base_url = options["base_url"]
+        self._arguments = {**options, "keep_alive": keep_alive, "defaults": defaults}
+        self._set_defaults(0, defaults)  # the engine keeps its own time
+        self._lease = Lease.of_server(http.connected_engine, options, keep_alive)
+        if not as_flag("lazy", lazy):
+            self._load_or_close()
 
     @classmethod
     def from_config(
@@ -218,10 +284,7 @@ class BitNet:
                 keep_alive=keep_alive,
                 lazy=lazy,
             )
-        self = cls.from_engine(_http_engine(settings))
-        self._set_defaults(0, settings.generate_options())  # that engine keeps its own time
-        self._arguments = settings.to_mapping()
-        return self
+        return cls(**settings.server_options(), keep_alive=keep_alive, lazy=lazy)
 
     @classmethod
     def from_engine(cls, engine: Engine) -> Self:
@@ -230,7 +293,7 @@ class BitNet:
         It can be copied, and copies share the engine, but not pickled.
         """
         self = cls.__new__(cls)
-        self._path = None
+        self._path = self._base_url = None
         self._arguments = {}
         self._set_defaults(0, None)
         self._lease = Lease.of_engine(engine)
@@ -389,7 +452,23 @@ class BitNet:
 
     def is_healthy(self) -> bool:
         """Whether requests can be answered now; loads the model if it is not. Raises what loading raises."""
-        return not self._lease.engine().health().closed
+        if self._lease.engine().health().closed:
+            return False
+        if self._base_url is not None:  # what it told when it was first asked may no longer hold
+            from bitnet.engines import http
+
+            options = {
+                name: value
+                for name, value in self._arguments.items()
+                if name not in ("keep_alive", "defaults")
+            }
+            http.connected_engine(**options).close()
+        return True
+
+    def health(self) -> Health | None:
+        """How the engine is doing: requests, memory, steps computed. None = the model is not loaded."""
+        engine = self._lease.loaded
+        return None if engine is None else engine.health()
 
     def close(self) -> None:
         """End this object's generations, with EngineClosedError, and free the memory if no other uses it.
@@ -415,11 +494,9 @@ class BitNet:
         await self.aclose()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        if self._path is not None:
+        if self._path is not None or self._base_url is not None:
             return _restore, (type(self), self._arguments)
-        if not self._arguments:
-            raise TypeError("a BitNet.from_engine() cannot be pickled: its engine lives in this process")
-        return type(self).from_config, (self._arguments,)
+        raise TypeError("a BitNet.from_engine() cannot be pickled: its engine lives in this process")
 
     def __copy__(self) -> Self:
         """Another object for the same model, not closed even if this one is."""
@@ -433,6 +510,9 @@ class BitNet:
 
     def __repr__(self) -> str:
         engine = self._lease.loaded
+        if self._base_url is not None:
+            state = ", closed" if self._lease.closed else ""
+            return f"BitNet({self._arguments['model']!r}, base_url={self._base_url!r}{state})"
         if engine is None:
             state = ", closed" if self._lease.closed else ", not loaded"
             return f"BitNet({self._path!r}{state})"
@@ -448,20 +528,19 @@ def _embedding_request(
     return EmbeddingRequest(texts=texts, kind=kind, pooling=pooling, normalize=normalize)  # type: ignore[arg-type]
 
 
-def _http_engine(settings: BitNetConfig) -> Engine:
-    try:
-        http = importlib.import_module("bitnet.engines.http")
-    except ImportError:
-        raise BitNetError("mode: api needs bitnet.engines.http, which this version does not have") from None
-    engine: Engine = http.HttpEngine(**settings.http_options())
-    return engine
-
-
 def _submit(lease: Lease, request: Request, timeout: float) -> Generation:
     generation = lease.submit(request)
     if timeout > 0:
         deadline.watch(generation, timeout)
     return generation
+
+
+def _refuse_given(options: Mapping[str, Any], why: str) -> None:
+    """Raises ValidationError for an option that has no meaning here and was given all the same."""
+    parameters = inspect.signature(BitNet.__init__).parameters
+    for name, value in options.items():
+        if value != parameters[name].default:
+            raise ValidationError(f"{name} {why}", field=name)
 
 
 def _threads(n_threads: int) -> int:
