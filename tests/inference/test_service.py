@@ -158,3 +158,8 @@ def test_mode_api(monkeypatch: pytest.MonkeyPatch) -> None:
             assert await service.verify_connection() is True
 
     asyncio.run(main())
+
+
+def test_a_server_that_is_not_there_is_no_connection() -> None:
+    config = {"mode": "api", "base_url": "http://127.0.0.1:9", "retry": {"enabled": False}}
+    assert asyncio.run(BitNetService(config).verify_connection()) is False
