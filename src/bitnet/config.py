@@ -291,14 +291,15 @@ class BitNetConfig(_Block):
             "defaults": self.generate_options(),
         }
 
-    def http_options(self) -> dict[str, Any]:
-        """The keyword arguments of bitnet.engines.http.HttpEngine (mode api)."""
+    def server_options(self) -> dict[str, Any]:
+        """The keyword arguments of bitnet.BitNet (mode api)."""
         return {
             "base_url": self.base_url,
             "model": self.model,
             "api_key": None if self.api_key is None else self.api_key.get_secret_value(),
             "timeout": self.timeout.model_dump(),
             "retry": self.retry.model_dump(),
+            "defaults": self.generate_options(),
         }
 
     def to_mapping(self) -> dict[str, Any]:

@@ -7,7 +7,6 @@ engine that is, and who else uses it, is the registry's business.
 from __future__ import annotations
 
 import asyncio
-import importlib
 import inspect
 import logging
 import math
@@ -22,7 +21,7 @@ from bitnet.engines import deadline, tiles
 from bitnet.engines.generation import DeferredGeneration
 from bitnet.engines.native import NativeEngine, context_size
 from bitnet.engines.registry import Lease
-from bitnet.errors import BitNetError, ValidationError
+from bitnet.errors import ValidationError
 from bitnet.models.header import read_header
 from bitnet.values import (
     EmbdType,
@@ -170,6 +169,8 @@ class BitNet:
                 "use_pretuned": use_pretuned,
                 "kernel_params": kernel_params,
                 "embd_type": embd_type,
+                "kv_type": kv_type,
+                "speculate": speculate,
                 "kv_tokens": kv_tokens,
                 "max_waiting": max_waiting,
             }
@@ -287,10 +288,7 @@ class BitNet:
                 keep_alive=keep_alive,
                 lazy=lazy,
             )
-        self = cls.from_engine(_http_engine(settings))
-        self._set_defaults(0, settings.generate_options())  # that engine keeps its own time
-        self._arguments = settings.to_mapping()
-        return self
+        return cls(**settings.server_options(), keep_alive=keep_alive, lazy=lazy)
 
     @classmethod
     def from_engine(cls, engine: Engine) -> Self:
@@ -483,14 +481,25 @@ class BitNet:
         """What is loaded: name, architecture, sizes, memory, what was repaired."""
         return self._engine.info
 
+    def is_healthy(self) -> bool:
+        """Whether requests can be answered now; loads the model if it is not. Raises what loading raises."""
+        if self._lease.engine().health().closed:
+            return False
+        if self._base_url is not None:  # what it told when it was first asked may no longer hold
+            from bitnet.engines import http
+
+            options = {
+                name: value
+                for name, value in self._arguments.items()
+                if name not in ("keep_alive", "defaults")
+            }
+            http.connected_engine(**options).close()
+        return True
+
     def health(self) -> Health | None:
         """How the engine is doing: requests, memory, steps computed. None = the model is not loaded."""
         engine = self._lease.loaded
         return None if engine is None else engine.health()
-
-    def is_healthy(self) -> bool:
-        """Whether requests can be answered now; loads the model if it is not. Raises what loading raises."""
-        return not self._lease.engine().health().closed
 
     def close(self) -> None:
         """End this object's generations, with EngineClosedError, and free the memory if no other uses it.
@@ -518,9 +527,7 @@ class BitNet:
     def __reduce__(self) -> tuple[Any, ...]:
         if self._path is not None or self._base_url is not None:
             return _restore, (type(self), self._arguments)
-        if not self._arguments:
-            raise TypeError("a BitNet.from_engine() cannot be pickled: its engine lives in this process")
-        return type(self).from_config, (self._arguments,)
+        raise TypeError("a BitNet.from_engine() cannot be pickled: its engine lives in this process")
 
     def __copy__(self) -> Self:
         """Another object for the same model, not closed even if this one is."""
@@ -550,15 +557,6 @@ def _embedding_request(
 ) -> EmbeddingRequest:
     # The request makes a tuple of them.
     return EmbeddingRequest(texts=texts, kind=kind, pooling=pooling, normalize=normalize)  # type: ignore[arg-type]
-
-
-def _http_engine(settings: BitNetConfig) -> Engine:
-    try:
-        http = importlib.import_module("bitnet.engines.http")
-    except ImportError:
-        raise BitNetError("mode: api needs bitnet.engines.http, which this version does not have") from None
-    engine: Engine = http.HttpEngine(**settings.http_options())
-    return engine
 
 
 def _submit(lease: Lease, request: Request, timeout: float) -> Generation:

@@ -210,7 +210,7 @@ def test_bitnet_config_names_the_file(write: Write, monkeypatch: pytest.MonkeyPa
 def test_a_configuration_of_keyword_arguments_can_be_overridden() -> None:
     config = load(BitNetConfig(n_ctx=5, api_key="sk", timeout={"total": 1}), top_k=3)  # type: ignore[arg-type]
     assert (config.n_ctx, config.top_k, config.timeout.total) == (5, 3, 1)
-    assert config.http_options()["api_key"] == "sk"
+    assert config.server_options()["api_key"] == "sk"
 
 
 def test_the_mapping_is_left_alone() -> None:

@@ -138,7 +138,7 @@ def test_a_configuration_is_a_value() -> None:
 def test_the_key_of_a_server_is_not_shown() -> None:
     config = load({"mode": "api", "api_key": "sk-secret"})
     assert "sk-secret" not in repr(config) + str(config) + str(config.model_dump()) + config.model_dump_json()
-    assert config.http_options()["api_key"] == "sk-secret"
+    assert config.server_options()["api_key"] == "sk-secret"
     with pytest.raises(ConfigError) as caught:
         load({"api_key": ["sk-secret"]})
     assert "sk-secret" not in str(caught.value)

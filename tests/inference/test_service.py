@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 import time
-import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ from typing import Any
 import pytest
 
 from bitnet import BitNetService, ConfigError, OverloadedError, ValidationError
+from bitnet.engines import http
 from bitnet.testing import FakeEngine, FakeReply
 
 QUESTION = "What is the capital of France?"
@@ -149,9 +148,7 @@ def test_verify_connection_of_a_missing_model_is_false(tmp_path: Path) -> None:
 
 def test_mode_api(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = FakeEngine(["hello", FakeReply(error=OverloadedError("busy"))])
-    module = types.ModuleType("bitnet.engines.http")
-    module.HttpEngine = lambda **options: engine  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "bitnet.engines.http", module)
+    monkeypatch.setattr(http, "connected_engine", lambda **options: engine)
 
     async def main() -> None:
         async with BitNetService({"mode": "api", "base_url": "http://localhost:1"}) as service:
@@ -161,3 +158,8 @@ def test_mode_api(monkeypatch: pytest.MonkeyPatch) -> None:
             assert await service.verify_connection() is True
 
     asyncio.run(main())
+
+
+def test_a_server_that_is_not_there_is_no_connection() -> None:
+    config = {"mode": "api", "base_url": "http://127.0.0.1:9", "retry": {"enabled": False}}
+    assert asyncio.run(BitNetService(config).verify_connection()) is False
