@@ -169,8 +169,6 @@ class BitNet:
                 "use_pretuned": use_pretuned,
                 "kernel_params": kernel_params,
                 "embd_type": embd_type,
-                "kv_type": kv_type,
-                "speculate": speculate,
                 "kv_tokens": kv_tokens,
                 "max_waiting": max_waiting,
             }
