@@ -47,6 +47,7 @@ def comparable(reply: Reply) -> Reply:
     """Without what depends on when and where it was computed, or is made up anew each time."""
     none = replace(reply.timings, queue=0, prefill=0, decode=0)
     none = replace(none, prefill_tokens_per_second=0, decode_tokens_per_second=0)
+    none = replace(none, drafted_tokens=0, accepted_tokens=0)
     calls = tuple(replace(call, id="") for call in reply.tool_calls)
     usage = replace(reply.usage, cached_tokens=0)
     samples = tuple(comparable(sample) for sample in reply.samples)

@@ -161,6 +161,8 @@ class Answers:
             decode=decode,
             prefill_tokens_per_second=_rate(told, "prefill_tokens_per_second", "prompt_per_second"),
             decode_tokens_per_second=_rate(told, "decode_tokens_per_second", "predicted_per_second") or rate,
+            drafted_tokens=int(_rate(told, "drafted_tokens", "draft_n")),
+            accepted_tokens=int(_rate(told, "accepted_tokens", "draft_n_accepted")),
         )
 
 
