@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from serving import Serving, some_ids
 
 from bitnet import BitNet, Reply, ValidationError
 from bitnet.runtime import scheduler as scheduler_module
 from bitnet.runtime.prefix_cache import MIN_COPIED
 from bitnet.runtime.speculation import MAX_STEP_TOKENS, TOKEN_COST, PromptLookup, worthwhile
-from serving import Serving, some_ids
 
 # Repeats itself with small differences: much to guess, and some of it wrong.
 PHRASE = some_ids(1, 30)

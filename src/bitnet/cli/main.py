@@ -19,7 +19,7 @@ import typer
 
 import bitnet
 from bitnet import logs
-from bitnet.cli import chat, run, show
+from bitnet.cli import chat, run, serve, show
 from bitnet.cli.terminal import complain
 from bitnet.errors import BitNetError
 
@@ -35,6 +35,7 @@ app = typer.Typer(
 )
 app.command("run")(run.run)
 app.command("chat")(chat.chat)
+app.command("serve", short_help="Serve models over HTTP, as OpenAI's API does.")(serve.serve)
 app.command("show", short_help="Show what a model file holds and needs.")(show.show)
 
 

@@ -90,6 +90,13 @@ class Outlet(Generic[Result]):
                     return self._take()
             await self._change(lambda: bool(self._deltas) or self._done)
 
+    def take_queued(self) -> list[Delta]:
+        """The deltas that are there already."""
+        with self._condition:
+            deltas = list(self._deltas)
+            self._deltas.clear()
+            return deltas
+
     def _take(self) -> Delta | None:
         if self._deltas:
             return self._deltas.popleft()
@@ -174,6 +181,10 @@ class Generation(Iterator[Delta], AsyncIterator[Delta]):
         if delta is None:
             raise StopAsyncIteration
         return delta
+
+    def queued(self) -> list[Delta]:
+        """The deltas that are there already, without waiting: for consumers slower than the engine."""
+        return self._outlet.take_queued()
 
     def result(self, timeout: float | None = None) -> Reply:
         """The whole answer, waited for; after `cancel` what there is of it, with finish_reason "cancelled".
@@ -262,6 +273,9 @@ class DeferredGeneration(Generation):
 
     async def __anext__(self) -> Delta:
         return await anext(await self._abegin())
+
+    def queued(self) -> list[Delta]:
+        return [] if self._inner is None else self._inner.queued()
 
     def result(self, timeout: float | None = None) -> Reply:
         return self._begin().result(timeout)
