@@ -25,8 +25,9 @@ NEWEST = 1 / 8
 # What one more token adds to a step, as a share of a step of one token, and the most tokens of a step. With
 # the 2B model on two AVX2 cores, steps of 2, 4, 8 and 11 tokens take 1.2, 1.9, 2.7 and 2.7 times as long as
 # one of one token; from 12 tokens on (3.7) table lookup takes over, which is made for whole tiles of 32. That
-# is 0.2 a token; more is asked for, because a neighbour without guesses waits for those of others.
-TOKEN_COST = 0.3
+# is 0.2 a token. More is asked for: small models, which are computed from the cache, pay more (with 0.3 the
+# bundled one lost 6 % on ordinary texts in fours), and a neighbour without guesses waits for those of others.
+TOKEN_COST = 0.5
 MAX_STEP_TOKENS = 11
 
 
