@@ -13,8 +13,10 @@ if TYPE_CHECKING:
     from bitnet.engines.generation import Generation
     from bitnet.engines.registry import unload_all
     from bitnet.errors import (
+        AuthenticationError,
         BitNetError,
         CancelledError,
+        CapabilityError,
         ChatTemplateError,
         ConfigError,
         ConstraintError,
@@ -24,6 +26,9 @@ if TYPE_CHECKING:
         ModelFileError,
         ModelNotFoundError,
         OverloadedError,
+        ServerError,
+        ServerUnreachableError,
+        StreamInterruptedError,
         ValidationError,
     )
     from bitnet.inference import BitNetInference, BitNetService
@@ -49,12 +54,14 @@ if TYPE_CHECKING:
     __version__: str
 
 __all__ = [
+    "AuthenticationError",
     "BitNet",
     "BitNetConfig",
     "BitNetError",
     "BitNetInference",
     "BitNetService",
     "CancelledError",
+    "CapabilityError",
     "ChatTemplateError",
     "ConfigError",
     "ConstraintError",
@@ -74,6 +81,9 @@ __all__ = [
     "Reply",
     "Request",
     "Sampling",
+    "ServerError",
+    "ServerUnreachableError",
+    "StreamInterruptedError",
     "Timings",
     "TokenLogprob",
     "Tool",

@@ -6,6 +6,11 @@ answers.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from bitnet.values import Reply
+
 
 class BitNetError(Exception):
     """The base of all errors raised by this package."""
@@ -87,3 +92,39 @@ class EngineClosedError(BitNetError):
     """The model was closed, before or during the request."""
 
     status = 503
+
+
+class CapabilityError(ValidationError):
+    """The server that would have to answer cannot do this; `field` names what asks for it (api mode)."""
+
+
+class AuthenticationError(BitNetError):
+    """The server wants another key, or one at all (api mode)."""
+
+    status = 401
+
+
+class ServerError(BitNetError):
+    """The server failed, or what it answered cannot be understood (api mode)."""
+
+    status = 502
+
+
+class ServerUnreachableError(ServerError, ConnectionError):
+    """There is no connection to the server, or it was lost before the answer began (api mode)."""
+
+
+class StreamInterruptedError(ServerError):
+    """The answer broke off (api mode). text: what there was of it. reply: the same as a whole Reply, with
+    finish_reason "cancelled"."""
+
+    def __init__(self, message: str, reply: Reply) -> None:
+        super().__init__(message, reply)
+        self.reply = reply
+
+    @property
+    def text(self) -> str:
+        return self.reply.text
+
+    def __str__(self) -> str:
+        return str(self.args[0])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import inspect
 import logging
 import math
 import os
@@ -19,9 +20,10 @@ from bitnet import logs, models
 from bitnet._native import physical_cores
 from bitnet.engines import deadline, tiles
 from bitnet.engines.generation import DeferredGeneration
-from bitnet.engines.native import NativeEngine
+from bitnet.engines.native import NativeEngine, context_size
 from bitnet.engines.registry import Lease
 from bitnet.errors import BitNetError, ValidationError
+from bitnet.models.header import read_header
 from bitnet.values import (
     EmbdType,
     EmbeddingKind,
@@ -46,11 +48,13 @@ from bitnet.values import (
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+    from pydantic import SecretStr
     from typing_extensions import Self, Unpack
 
     from bitnet.config import BitNetConfig, ConfigLike
     from bitnet.engines import Engine
     from bitnet.engines.generation import Generation
+    from bitnet.models.header import ModelHeader
     from bitnet.values import MessageLike
 
 logger = logging.getLogger("bitnet")
@@ -98,11 +102,16 @@ class BitNet:
         kv_tokens: int | None = None,
         max_waiting: int = 1024,
         keep_alive: float = 0,
-        timeout: float = 0,
+        timeout: float | Mapping[str, int] | None = None,
         defaults: GenerateOptions | None = None,
         lazy: bool = False,
+        base_url: str | None = None,
+        api_key: str | SecretStr | None = None,
+        retry: bool | Mapping[str, Any] | None = None,
+        verify: bool | str = True,
+        proxy: str | None = None,
     ) -> None:
-        """Load a model.
+        """Load a model, or connect to a server that has one (base_url).
 
         model: path of a GGUF file; None = the model bundled with this package.
         n_ctx: tokens a sequence (prompt and answer) may hold; 0 = the model's own limit; None = 2048, or
@@ -133,13 +142,46 @@ class BitNet:
         max_waiting: requests that may wait for their turn, above which they are refused with OverloadedError.
         keep_alive: seconds the model stays loaded after it was closed by all who use it; negative = until
             bitnet.unload_all().
-        timeout: seconds an answer may take, above which it ends with DeadlineError; 0 = no limit.
+        timeout: seconds an answer may take, above which it ends with DeadlineError; 0 = no limit. Or
+            {"connect": ..., "total": ...} in milliseconds. None = no limit, of a server 10 and 120 seconds.
         defaults: options of generate, chat and their siblings, for calls that do not say otherwise.
         lazy: load when it is first used; only whether the file exists is checked now.
+        base_url: api mode: a server that answers in place of a model here, such as http://localhost:8080:
+            `bitnet serve`, llama-server or any other that speaks OpenAI's API. `model` is a name there, None
+            = the only one. Of the options above, keep_alive, timeout, defaults and lazy apply.
+        api_key, retry, verify, proxy: of that server, see bitnet.engines.http.HttpEngine.
         Raises ModelNotFoundError, ModelFileError and ValidationError; if lazy, the latter two may be raised
         when it is first used instead.
         """
         logs.obey_environment()
+        remote = {"api_key": api_key, "retry": retry, "verify": verify, "proxy": proxy}
+        gpu: dict[str, Any] = {"n_gpu_layers": n_gpu_layers, "main_gpu": main_gpu, "low_vram": low_vram}
+        if base_url is not None:
+            local = {
+                **gpu,
+                "n_ctx": n_ctx,
+                "n_threads": n_threads,
+                "n_batch": n_batch,
+                "kv_type": kv_type,
+                "speculate": speculate,
+                "use_mmap": use_mmap,
+                "use_mlock": use_mlock,
+                "quant_type": quant_type,
+                "use_pretuned": use_pretuned,
+                "kernel_params": kernel_params,
+                "embd_type": embd_type,
+                "kv_tokens": kv_tokens,
+                "max_waiting": max_waiting,
+            }
+            _refuse_given(local, "is for a model in this process, and base_url names a server")
+            self._connect(base_url, model, remote, timeout, defaults, keep_alive, lazy)
+            return
+        _refuse_given(remote, "is for a server, and there is no base_url")
+        self._base_url: str | None = None
+        if isinstance(timeout, Mapping):
+            from bitnet.engines.http import as_timeout
+
+            timeout = as_timeout(timeout).total / 1000
         if n_ctx is not None:
             n_ctx = as_integer("n_ctx", n_ctx, 0, 2**31 - 1)
         options: dict[str, Any] = {
@@ -179,14 +221,40 @@ class BitNet:
             "timeout": timeout,
             "defaults": defaults,
         }
-        self._set_defaults(timeout, defaults)
+        self._set_defaults(timeout or 0, defaults)
         self._lease = Lease.of_file(NativeEngine, path, options, keep_alive)
         if not lazy:
-            try:
-                self.load()
-            except BaseException:
-                self._lease.close()
-                raise
+            self._load_or_close()
+
+    def _load_or_close(self) -> None:
+        try:
+            self.load()
+        except BaseException:
+            self._lease.close()
+            raise
+
+    def _connect(
+        self,
+        base_url: str,
+        model: str | os.PathLike[str] | None,
+        remote: Mapping[str, Any],
+        timeout: float | Mapping[str, int] | None,
+        defaults: GenerateOptions | None,
+        keep_alive: float,
+        lazy: bool,
+    ) -> None:
+        """`__init__` of api mode."""
+        from bitnet.engines import http  # late: its client takes long to import
+
+        options = http.engine_options(base_url, model=model, timeout=timeout, **remote)
+        keep_alive = as_number("keep_alive", keep_alive, -math.inf, math.inf)
+        self._path = None
+        self._base_url = options["base_url"]
+        self._arguments = {**options, "keep_alive": keep_alive, "defaults": defaults}
+        self._set_defaults(0, defaults)  # the engine keeps its own time
+        self._lease = Lease.of_server(http.connected_engine, options, keep_alive)
+        if not as_flag("lazy", lazy):
+            self._load_or_close()
 
     @classmethod
     def from_config(
@@ -231,7 +299,7 @@ class BitNet:
         It can be copied, and copies share the engine, but not pickled.
         """
         self = cls.__new__(cls)
-        self._path = None
+        self._path = self._base_url = None
         self._arguments = {}
         self._set_defaults(0, None)
         self._lease = Lease.of_engine(engine)
@@ -384,6 +452,33 @@ class BitNet:
         return await self._lease.engine().aembed(request)
 
     @property
+    def n_ctx(self) -> int:
+        """Tokens a sequence may hold: as `info` says, but without loading the model.
+
+        Raises ModelFileError and ValidationError, like loading it.
+        """
+        header = self._header
+        if header is None:
+            return self.info.n_ctx
+        return context_size(self._arguments["n_ctx"], header.context_length)
+
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether there is a chat template: as `info` says, but without loading the model.
+
+        Before it is loaded, a template that turns out to be unusable counts as one.
+        """
+        header = self._header
+        return self.info.has_chat_template if header is None else header.has_chat_template
+
+    @property
+    def _header(self) -> ModelHeader | None:
+        """That of the file, if the model is not loaded."""
+        if self._path is None or self._lease.loaded is not None:
+            return None
+        return read_header(Path(self._path))
+
+    @property
     def info(self) -> ModelInfo:
         """What is loaded: name, architecture, sizes, memory, what was repaired."""
         return self._engine.info
@@ -421,7 +516,7 @@ class BitNet:
         await self.aclose()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        if self._path is not None:
+        if self._path is not None or self._base_url is not None:
             return _restore, (type(self), self._arguments)
         if not self._arguments:
             raise TypeError("a BitNet.from_engine() cannot be pickled: its engine lives in this process")
@@ -439,6 +534,9 @@ class BitNet:
 
     def __repr__(self) -> str:
         engine = self._lease.loaded
+        if self._base_url is not None:
+            state = ", closed" if self._lease.closed else ""
+            return f"BitNet({self._arguments['model']!r}, base_url={self._base_url!r}{state})"
         if engine is None:
             state = ", closed" if self._lease.closed else ", not loaded"
             return f"BitNet({self._path!r}{state})"
@@ -468,6 +566,14 @@ def _submit(lease: Lease, request: Request, timeout: float) -> Generation:
     if timeout > 0:
         deadline.watch(generation, timeout)
     return generation
+
+
+def _refuse_given(options: Mapping[str, Any], why: str) -> None:
+    """Raises ValidationError for an option that has no meaning here and was given all the same."""
+    parameters = inspect.signature(BitNet.__init__).parameters
+    for name, value in options.items():
+        if value != parameters[name].default:
+            raise ValidationError(f"{name} {why}", field=name)
 
 
 def _threads(n_threads: int) -> int:

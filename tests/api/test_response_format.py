@@ -106,3 +106,40 @@ def test_what_could_go_on_is_whole_where_the_tokens_end(model: BitNet) -> None:
     reply = model.generate("Number", response_format=digits, temperature=0, max_tokens=3)
     assert re.fullmatch("[0-9]+", reply.text)
     assert reply.finish_reason == "stop"
+
+
+def test_a_grammar_with_rules_that_are_schemas(model: BitNet) -> None:
+    response_format = {
+        "type": "grammar",
+        "grammar": 'start: "age " age | "tags " tags',
+        "schemas": {
+            "age": {"type": "integer", "minimum": 10, "maximum": 99},
+            "tags": {
+                "type": "array",
+                "items": {"$ref": "#/$defs/Tag"},
+                "maxItems": 3,
+                "$defs": {"Tag": {"enum": ["red"]}},
+            },
+        },
+    }
+    for seed in range(6):
+        reply = model.generate(
+            "x", response_format=response_format, temperature=5, top_k=0, seed=seed, max_tokens=40
+        )
+        assert reply.finish_reason == "stop"
+        assert re.fullmatch(r'age [1-9][0-9]|tags \[("red"(, ?"red"){0,2})?\]', reply.text), reply.text
+
+
+@pytest.mark.parametrize(
+    ("schemas", "message"),
+    [
+        ([], "must map names"),
+        ({"Age": {}}, "'Age': a rule's name"),
+        ({"age": {"type": "number", "not": {}}}, r"schemas.age: #"),
+        ({"tool": {"type": "string"}}, "rule"),
+    ],
+)
+def test_schemas_of_a_grammar_that_cannot_be(model: BitNet, schemas: object, message: str) -> None:
+    response_format = {"type": "grammar", "grammar": "start: age\ntool: TEXT\nTEXT: /a/", "schemas": schemas}
+    with pytest.raises(ConstraintError, match=message):
+        model.generate("x", response_format=response_format)

@@ -87,7 +87,7 @@ class NativeEngine:
                 f"{path}: the tokenizer has {self._tokenizer.vocab_size} tokens, but the embedding has "
                 f"{model.vocab_size} rows; the file is damaged or was converted wrongly"
             )
-        n_ctx = _context(n_ctx, model.context_length)
+        n_ctx = context_size(n_ctx, model.context_length)
         self._n_blocks = _kv_blocks(kv_tokens, n_ctx, n_batch)
         self._n_threads = n_threads
         self._tiles = tiles.choose(
@@ -357,8 +357,11 @@ def _text_overflow(index: int, n_tokens: int, n_ctx: int) -> ContextOverflowErro
     return error
 
 
-def _context(n_ctx: int | None, limit: int) -> int:
-    """Tokens a sequence may hold. n_ctx: None = the default, 0 = the model's own limit."""
+def context_size(n_ctx: int | None, limit: int) -> int:
+    """Tokens a sequence may hold. n_ctx: None = the default, 0 = the model's own limit.
+
+    Raises ValidationError for more than the limit.
+    """
     if n_ctx is None:
         return min(DEFAULT_N_CTX, limit)
     if n_ctx > limit:

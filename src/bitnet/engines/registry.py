@@ -109,6 +109,12 @@ class Lease:
         return cls(lambda holder: _entry_of_file(load, path, options, holder), keep_alive)
 
     @classmethod
+    def of_server(cls, load: Callable[..., Engine], options: Mapping[str, Any], keep_alive: float) -> Lease:
+        """A lease on `load(**options)`, shared by those who have the same options; they must be hashable."""
+        key = (load, *sorted(options.items(), key=lambda item: item[0]))
+        return cls(lambda holder: _shared_entry(key, lambda: load(**options), holder), keep_alive)
+
+    @classmethod
     def of_engine(cls, engine: Engine) -> Lease:
         """A lease on an engine of the caller's own, which is closed with the last copy of the lease."""
         entry = _Entry(lambda: engine)
@@ -214,10 +220,14 @@ def _entry_of_file(
         raise ModelNotFoundError(f"cannot read the model file {path}: {error.strerror}") from None
     identity = (real, stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns)
     key = (load, *identity, *sorted(options.items()))
+    return _shared_entry(key, lambda: load(path, **options), holder)
+
+
+def _shared_entry(key: _Key, load: Callable[[], Engine], holder: object) -> _Entry:
     with _locked():
         entry = _entries.get(key)
         if entry is None:
-            entry = _entries[key] = _Entry(lambda: load(path, **options), key)
+            entry = _entries[key] = _Entry(load, key)
         entry.holders.add(holder)
         if entry.timer is not None:
             entry.timer.cancel()

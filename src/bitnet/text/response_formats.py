@@ -5,6 +5,7 @@ Compiling and running the grammar is left to constraints.py, JSON schemas to jso
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -22,13 +23,18 @@ _MAX_RULES = 500
 _MAX_CHOICES = 5000
 _MAX_LITERALS = 20
 _LITERAL = re.compile(r"[A-Za-z0-9_]{2,}")
+_STRING = re.compile(r'"(?:[^"\\\n]|\\.)*"')
+_REGEX = re.compile(r"/(?:[^/\\\n]|\\.)+/")
+_RULE_NAME = re.compile(r"[a-z_][a-z0-9_]{0,63}")
 
 
 class Rules(NamedTuple):
-    """Lark rules that define ANSWER, and regular expressions that texts in them may have to contain."""
+    """Lark rules that define ANSWER; regular expressions that texts in them may have to contain, and strings
+    that may have to follow a text."""
 
     lark: str
     patterns: Sequence[str]
+    literals: Sequence[str] = ()
 
 
 def answer_rules(response_format: Mapping[str, Any]) -> Rules | None:
@@ -86,12 +92,37 @@ def _choice_rules(response_format: Mapping[str, Any]) -> Rules:
 
 def _grammar_rules(response_format: Mapping[str, Any]) -> Rules:
     grammar = _text(response_format, "grammar")
-    for word, instead in (("%json", "use response_format json_schema"), ("invalid_utf8", "output is text")):
+    for word, instead in (
+        ("%json", "name the schema in response_format.schemas"),
+        ("invalid_utf8", "output is text"),
+    ):
         if word in grammar:
             raise ConstraintError(f"a grammar cannot contain {word}: {instead}")
     if sum(":" in line for line in grammar.splitlines()) > _MAX_RULES:
         raise ConstraintError(f"the grammar has more than {_MAX_RULES} rules")
-    return Rules(f"{ANSWER}: %lark {{\n{grammar}\n}}\n", _literals(grammar))
+    named = _schema_rules(response_format.get("schemas"))
+    patterns = [*_literals("\n".join(_REGEX.findall(grammar))), *named.patterns]
+    return Rules(f"{ANSWER}: %lark {{\n{grammar}\n{named.lark}}}\n", patterns, _strings(grammar))
+
+
+def _schema_rules(schemas: Any) -> Rules:
+    """Rules of a grammar that are JSON schemas, by name."""
+    if schemas is None:
+        return Rules("", ())
+    if not isinstance(schemas, Mapping):
+        raise ConstraintError("response_format.schemas must map names of rules to JSON schemas")
+    json_grammar = JsonGrammar()
+    roots = {}
+    for name, schema in schemas.items():
+        if not isinstance(name, str) or not _RULE_NAME.fullmatch(name):
+            raise ConstraintError(
+                f"response_format.schemas has the key {name!r:.100}: a rule's name is lower case letters, "
+                "digits and _, and does not begin with a digit"
+            )
+        roots[name] = json_grammar.add(schema, name=f"schemas.{name}: ")
+        json_grammar.check(roots[name])
+    lark = "".join(f"{name}: {json_grammar.lark(root)}\n" for name, root in roots.items())
+    return Rules(lark, json_grammar.patterns)
 
 
 def _text(response_format: Mapping[str, Any], key: str) -> str:
@@ -113,6 +144,15 @@ def unanchored(pattern: str) -> str:
     return pattern
 
 
+def _strings(grammar: str) -> list[str]:
+    """The string literals of a Lark grammar."""
+    strings = []
+    for literal in dict.fromkeys(_STRING.findall(grammar)):
+        with contextlib.suppress(ValueError):  # an escape that JSON does not know: it can only be left out
+            strings.append(json.loads(literal))
+    return [string for string in strings if string][:_MAX_LITERALS]
+
+
 def _literals(text: str) -> list[str]:
     """Words in it, and all of them in a row: what an output may have to contain."""
     words = _LITERAL.findall(text)
@@ -125,5 +165,5 @@ _FORMATS: dict[str, tuple[tuple[str, ...], Callable[[Mapping[str, Any]], Rules |
     "json_schema": (("json_schema", "name", "schema", "strict", "description"), _json_schema_rules),
     "regex": (("pattern",), _regex_rules),
     "choice": (("choices",), _choice_rules),
-    "grammar": (("grammar",), _grammar_rules),
+    "grammar": (("grammar", "schemas"), _grammar_rules),
 }

@@ -32,7 +32,8 @@ class Request:
     top_logprobs: and of that many of the likeliest tokens in its place, 0 to 20.
     response_format: what the answer must look like, enforced token by token: {"type": "json_schema",
     "schema": {...}}, "json_object", {"type": "regex", "pattern": ...}, {"type": "choice", "choices": [...]}
-    or {"type": "grammar", "grammar": LARK}; None or {"type": "text"} = free text.
+    or {"type": "grammar", "grammar": LARK, "schemas": {RULE: {...}}}, where the grammar may use the rules
+    that the JSON schemas define; None or {"type": "text"} = free text.
     tools: functions the model may ask to be called, with messages only.
     tool_choice: "auto" = the model decides; "required" = it must call one; a NamedTool = that one; "none" =
     it is not told of them. With a response_format and "auto", the answer is calls or what the format says.
