@@ -28,6 +28,8 @@ _SCHEMA_FIELDS = (
     "n_ctx",
     "n_threads",
     "n_batch",
+    "kv_type",
+    "speculate",
     "n_gpu_layers",
     "main_gpu",
     "low_vram",
@@ -99,6 +101,10 @@ class Connection(BaseModel):
     """Requests computed together."""
     kv_tokens: int | None = Field(default=None, frozen=True)
     """Tokens whose keys and values are held for all requests together; None = for n_batch full contexts."""
+    kv_type: str | None = Field(default=None, frozen=True)
+    """What keys and values are kept as."""
+    speculate: bool | None = Field(default=None, frozen=True)
+    """Compute several tokens of an answer in one step where it repeats what stands before it."""
     max_waiting: int = Field(default=1024, frozen=True)
     """Requests that may wait for their turn."""
     n_gpu_layers: int | None = Field(default=None, frozen=True)

@@ -162,6 +162,8 @@ class BitNet:
                 "n_ctx": n_ctx,
                 "n_threads": n_threads,
                 "n_batch": n_batch,
+                "kv_type": kv_type,
+                "speculate": speculate,
                 "use_mmap": use_mmap,
                 "use_mlock": use_mlock,
                 "quant_type": quant_type,
@@ -481,14 +483,14 @@ class BitNet:
         """What is loaded: name, architecture, sizes, memory, what was repaired."""
         return self._engine.info
 
-    def is_healthy(self) -> bool:
-        """Whether requests can be answered now; loads the model if it is not. Raises what loading raises."""
-        return not self._lease.engine().health().closed
-
     def health(self) -> Health | None:
         """How the engine is doing: requests, memory, steps computed. None = the model is not loaded."""
         engine = self._lease.loaded
         return None if engine is None else engine.health()
+
+    def is_healthy(self) -> bool:
+        """Whether requests can be answered now; loads the model if it is not. Raises what loading raises."""
+        return not self._lease.engine().health().closed
 
     def close(self) -> None:
         """End this object's generations, with EngineClosedError, and free the memory if no other uses it.

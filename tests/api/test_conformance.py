@@ -1,4 +1,4 @@
-"""What every engine promises, checked on the native one and on the public fake: they are interchangeable."""
+"""What every engine promises, checked on the native one, on the public fake, and on both behind a server."""
 
 from __future__ import annotations
 
@@ -13,10 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bitnet import BitNet, ContextOverflowError, EngineClosedError, Request, ValidationError
+from bitnet import BitNet, CapabilityError, ContextOverflowError, EngineClosedError, Request, ValidationError
 from bitnet.engines import Engine
+from bitnet.engines.http import HttpEngine
 from bitnet.engines.native import NativeEngine
+from bitnet.server import create_app
 from bitnet.testing import FakeEngine, FakeReply
+from server.hosting import hosted
 
 Wait = Callable[[Callable[[], bool]], None]
 
@@ -37,15 +40,25 @@ def native(path: Path) -> Engine:
     )
 
 
-@pytest.fixture(params=["fake", "native"])
-def engine(request: pytest.FixtureRequest, random_path: Path) -> Iterator[Engine]:
-    made: Engine
-    if request.param == "fake":
-        made = FakeEngine(lambda asked: FakeReply(WORDS, delay=0.001), n_ctx=N_CTX)
-    else:
-        made = native(random_path)
-    yield made
-    made.close()
+def fake() -> Engine:
+    return FakeEngine(lambda asked: FakeReply(WORDS, delay=0.001), n_ctx=N_CTX)
+
+
+@pytest.fixture(params=["fake", "native", "fake over http", "native over http"])
+def engine(request: pytest.FixtureRequest, random_path: Path, eventually: Wait) -> Iterator[Engine]:
+    kind, _, remote = request.param.partition(" ")
+    made = fake() if kind == "fake" else native(random_path)
+    if not remote:
+        yield made
+        made.close()
+        return
+    with BitNet.from_engine(made) as model, hosted(create_app({"m": model})) as server:
+        model.load()
+        client = HttpEngine(server.url, proxy="")
+        client.connect()
+        yield client
+        client.close()
+        eventually(lambda: is_idle(made))  # what nobody waits for is not computed
 
 
 def ask(prompt: Any = "Hello", **options: Any) -> Request:
@@ -102,7 +115,8 @@ def test_logprobs(engine: Engine) -> None:
     assert [entry.token_id for entry in entries] == list(reply.token_ids)
     for entry in entries:
         assert entry.logprob <= 0
-        assert len(entry.top) == 3
+        # OpenAI's shape of completions maps texts to numbers: tokens of the same text are one there.
+        assert len(entry.top) == 3 or (isinstance(engine, HttpEngine) and entry.top)
         assert [top.logprob for top in entry.top] == sorted((top.logprob for top in entry.top), reverse=True)
 
 
@@ -167,10 +181,11 @@ def test_bad_requests(engine: Engine) -> None:
     for bad in (ask([size]), ask(logit_bias={size: 1})):
         with pytest.raises(ValidationError, match=f"token id {size} is outside"):
             engine.submit(bad)
-    with pytest.raises(ValidationError):
-        engine.logits([size])
-    with pytest.raises(ContextOverflowError):
-        engine.logits([1] * (N_CTX + 1))
+    if not isinstance(engine, HttpEngine):  # there is no such thing in OpenAI's API
+        with pytest.raises(ValidationError):
+            engine.logits([size])
+        with pytest.raises(ContextOverflowError):
+            engine.logits([1] * (N_CTX + 1))
     assert is_idle(engine)
 
 
@@ -182,6 +197,10 @@ def test_tokens(engine: Engine) -> None:
 
 
 def test_logits(engine: Engine) -> None:
+    if isinstance(engine, HttpEngine):
+        with pytest.raises(CapabilityError, match="does not have logits"):
+            engine.logits([1])
+        return
     logits = engine.logits([1, 2, 3])
     assert (logits.shape, logits.dtype) == ((3, engine.info.vocab_size), np.float32)
     assert np.array_equal(engine.logits([1, 2]), logits[:2])
@@ -228,13 +247,18 @@ def test_close(engine: Engine) -> None:
         with pytest.raises(EngineClosedError):
             list(generation)
     assert finished.result() is reply
-    for use in (
+    uses: list[Callable[[], object]] = [
         lambda: engine.submit(ask()),
-        lambda: engine.logits([1]),
         lambda: BitNet.from_engine(engine).embed(["x"]),
-    ):
+    ]
+    if isinstance(engine, HttpEngine):
+        uses.append(lambda: engine.tokenize("Hello"))
+    else:
+        uses.append(lambda: engine.logits([1]))
+        assert engine.tokenize("Hello")
+    for use in uses:
         with pytest.raises(EngineClosedError):
             use()
-    assert engine.tokenize("Hello")
     assert engine.info.n_ctx == N_CTX
-    assert not [thread for thread in threading.enumerate() if thread.name == "bitnet-fake"]
+    if not isinstance(engine, HttpEngine):
+        assert not [thread for thread in threading.enumerate() if thread.name == "bitnet-fake"]

@@ -36,11 +36,15 @@ def serve() -> Iterator[Callable[..., Hosted]]:
     with contextlib.ExitStack() as stack:
 
         def start(
-            script: Script | FakeEngine | BitNet, *, listening: Listening | None = None, **options: Any
+            script: Script | FakeEngine | BitNet,
+            *,
+            listening: Listening | None = None,
+            send_buffer: int | None = None,
+            **options: Any,
         ) -> Hosted:
             if not isinstance(script, BitNet):
                 engine = script if isinstance(script, FakeEngine) else FakeEngine(script)
                 script = stack.enter_context(BitNet.from_engine(engine))
-            return stack.enter_context(hosted(create_app({"m": script}, **options), listening))
+            return stack.enter_context(hosted(create_app({"m": script}, **options), listening, send_buffer))
 
         yield start

@@ -43,12 +43,18 @@ class Hosted:
         return socket.create_connection(("127.0.0.1", self.port), timeout=30)
 
     def client(self, **options: Any) -> httpx.Client:
-        return httpx.Client(base_url=self.url, timeout=60, trust_env=False, **options)
+        # To read the system's certificates would take longer than many a test.
+        return httpx.Client(base_url=self.url, timeout=60, verify=False, trust_env=False, **options)
 
 
 @contextlib.contextmanager
-def hosted(app: FastAPI, listening: Listening | None = None) -> Iterator[Hosted]:
+def hosted(
+    app: FastAPI, listening: Listening | None = None, send_buffer: int | None = None
+) -> Iterator[Hosted]:
+    """send_buffer: bytes the system keeps for a client that does not read; None = as many as it likes."""
     sock = socket.create_server(("127.0.0.1", 0), backlog=512)
+    if send_buffer is not None:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
     config = uvicorn.Config(
         app,
         http=protocol_class(listening or Listening()),

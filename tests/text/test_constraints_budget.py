@@ -205,6 +205,21 @@ def test_other_grammars_are_closed_too(plain: Tokenizer, kind: str, grammar: str
             assert generate(constraint, plain, constraint.minimum_tokens() + extra, rng).state.is_accepting
 
 
+@pytest.mark.parametrize(
+    "grammar",
+    [
+        'start: REASON "[[" VERDICT "]]"\nVERDICT: /[AB]/\nREASON: /[^\\[\\]\\n]{1,900}/',
+        'start: "T: " THOUGHT "\\n" ("Do: " /[a-z]{3}/ | "Say: " /[^ ](?s:.){0,9}/)\n'
+        "THOUGHT: /[^\\n:]{1,900}/",
+    ],
+)
+def test_what_follows_a_text_is_found_before_the_text_is_full(plain: Tokenizer, grammar: str) -> None:
+    constraint = compile_constraint({"type": "grammar", "grammar": grammar}, plain)
+    assert constraint is not None
+    assert constraint.minimum_tokens() < 20
+    assert generate(constraint, plain, 20, random.Random(1)).state.is_accepting
+
+
 def test_special_tokens_of_a_grammar(plain: Tokenizer) -> None:
     """A grammar may ask for control tokens by name, also to close it."""
     special = plain.token_id("<|start_header_id|>")

@@ -13,8 +13,11 @@ from bitnet.cli import options
 from bitnet.errors import BitNetError, ValidationError
 
 if TYPE_CHECKING:
+    from bitnet.config import BitNetConfig
     from bitnet.server.serving import ModelSource
 
+# More than for a single user: a server has several.
+N_BATCH = 4
 _NAME = re.compile(r"([A-Za-z0-9._:@-]+(?:/[A-Za-z0-9._:@-]+)*)=(.+)", re.DOTALL)
 
 
@@ -59,18 +62,19 @@ def serve(
             "are no keys, else any.",
         ),
     ] = None,
-    threads: options.Threads = 0,
+    threads: options.Threads = None,
     ctx: options.Context = None,
+    kv_type: options.KvType = None,
     batch: Annotated[
-        int,
+        int | None,
         typer.Option(
             "--batch",
             metavar="N",
             min=1,
             max=256,
-            help="Answers computed together; memory for keys and values grows with it.",
+            help=f"Answers computed together; memory for keys and values grows with it. Default: {N_BATCH}.",
         ),
-    ] = 4,
+    ] = None,
     queue: Annotated[
         int,
         typer.Option(
@@ -146,6 +150,7 @@ def serve(
             "--access-log/--no-access-log", help="Whether to log a line for each request, on stderr."
         ),
     ] = True,
+    config: options.Config = None,
 ) -> None:
     """Serve models over HTTP, as OpenAI's API does.
 
@@ -168,15 +173,16 @@ def serve(
 
     keys = ApiKeys() if api_key_file is None else ApiKeys.from_file(api_key_file)
     _log(access_log)
-    sources = _sources(model or [], n_ctx=ctx, n_threads=threads, n_batch=batch, max_waiting=queue)
+    settings = _settings(config, model or [], n_ctx=ctx, n_threads=threads, n_batch=batch, kv_type=kv_type)
+    sources = {name: _source(found, queue) for name, found in settings.items()}
     if keep_alive is None:
         keep_alive = -1 if len(sources) == 1 else 300
     defaults = Limits()
     limits = Limits(
         max_body_bytes=max_body,
         max_requests=max_requests,
-        max_queue=queue,
         max_tokens=max_tokens,
+        default_max_tokens=next(iter(settings.values())).max_tokens,
         request_seconds=request_timeout,
         template_args=defaults.template_args.union(template_arg or []),
     )
@@ -204,27 +210,41 @@ def serve(
     )
 
 
-def _sources(models: list[str], **how: Any) -> dict[str, ModelSource]:
-    """A function for each model's name, checked now and loaded later. Raises BitNetError."""
+def _settings(config: str | None, models: list[str], **given: Any) -> dict[str, BitNetConfig]:
+    """How each model is loaded, by its name. Raises BitNetError."""
+    from bitnet.config import load
+
+    found: dict[str, BitNetConfig] = {}
+    asked: list[str | None] = [*models] or [None]
+    for one in asked:
+        name, path = (None, None) if one is None else _split(one)
+        settings = options.settings(config, model=path, **given)
+        if given["n_batch"] is None and not settings.given("n_batch"):
+            settings = load(settings, n_batch=N_BATCH)
+        if name is None:
+            named = path or settings.model or settings.model_path or "bitnet-tiny"
+            name = os.path.basename(named).removesuffix(".gguf")
+        if name in found:
+            raise ValidationError(f"two models have the name {name!r}: give them names, as -m NAME=FILE")
+        found[name] = settings
+    return found
+
+
+def _split(model: str) -> tuple[str | None, str]:
+    """[NAME=]FILE"""
+    match = None if os.path.exists(model) else _NAME.fullmatch(model)
+    return (match[1], match[2]) if match else (None, model)
+
+
+def _source(settings: BitNetConfig, queue: int) -> ModelSource:
+    """Makes the model when it is wanted. A file that does not exist is noticed now."""
     from bitnet.model import BitNet
 
-    def source(path: str | None) -> ModelSource:
-        def make() -> BitNet:
-            return BitNet(path, lazy=True, **how)
+    def make() -> BitNet:
+        return BitNet.from_config(settings, max_waiting=queue, lazy=True)
 
-        make().close()  # a file that does not exist is noticed now
-        return make
-
-    if not models:
-        return {"bitnet-tiny": source(None)}
-    sources: dict[str, ModelSource] = {}
-    for given in models:
-        match = None if os.path.exists(given) else _NAME.fullmatch(given)
-        name, path = (match[1], match[2]) if match else (os.path.splitext(os.path.basename(given))[0], given)
-        if name in sources:
-            raise ValidationError(f"two models have the name {name!r}: give them names, as -m NAME=FILE")
-        sources[name] = source(path)
-    return sources
+    make().close()
+    return make
 
 
 def _hosts(host: str, allowed: list[str], *, restricted: bool) -> set[str] | None:

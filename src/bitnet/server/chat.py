@@ -26,7 +26,7 @@ async def chat_completions(exchange: Exchange) -> None:
         options["tool_choice"] = choice
     options["cache_salt"] = generate.salt(exchange, body)
     limits = exchange.service.limits
-    limits.check_options(options)
+    limits.apply(options)
     streamed, with_usage = stream_parameters(body)
     with_ids = parameters.flag(body, "return_token_ids")
     served = exchange.service.models.find(body.get("model"))
@@ -121,11 +121,12 @@ class _ChatWriter:
         self._after_text = b'},"logprobs":null,"finish_reason":null}]' + self._tail
 
     def deltas(self, deltas: list[Delta]) -> bytes:
-        begin = b"" if self._begun else self._begin()
         if len(deltas) == 1:
-            return begin + self._chunk(deltas[0].index, deltas)
-        parts = generate.by_index(deltas)
-        return begin + b"".join([self._chunk(index, part) for index, part in parts.items()])
+            chunks = self._chunk(deltas[0].index, deltas)
+        else:
+            parts = generate.by_index(deltas)
+            chunks = b"".join([self._chunk(index, part) for index, part in parts.items()])
+        return self._begin() + chunks if chunks and not self._begun else chunks
 
     def _begin(self) -> bytes:
         self._begun = True

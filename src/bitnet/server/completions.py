@@ -23,7 +23,7 @@ async def completions(exchange: Exchange) -> None:
     options.update(_logprob_options(body.get("logprobs")))
     _check_best_of(body.get("best_of"), options.get("n", 1))
     options["cache_salt"] = generate.salt(exchange, body)
-    exchange.service.limits.check_options(options)
+    exchange.service.limits.apply(options)
     streamed, with_usage = stream_parameters(body)
     with_ids = parameters.flag(body, "return_token_ids")
     if streamed and len(prompts) > 1:

@@ -88,7 +88,8 @@ def as_api_error(error: BaseException, request_id: str, names: Mapping[str, str]
     if isinstance(error, BitNetError) and error.status == 400:
         code = "context_length_exceeded" if isinstance(error, ContextOverflowError) else None
         field = getattr(error, "field", None)
-        return invalid(str(error), None if field is None else names.get(field, field), code)
+        param = None if field is None else names.get(field, field).partition("[")[0]
+        return invalid(str(error), param, code)
     if isinstance(error, BitNetError):
         logger.error("request %s: %s", request_id, error)
         if error.status == 504:

@@ -27,6 +27,8 @@ _EVENTS: Headers = (
     (b"cache-control", b"no-cache"),
     (b"x-accel-buffering", b"no"),  # nginx would collect events otherwise
 )
+# How many times the largest body that is allowed is read and thrown away before an error is sent.
+_DISCARDED_BODIES = 4
 
 
 class Exchange:
@@ -39,6 +41,7 @@ class Exchange:
     """
 
     __slots__ = (
+        "_more_body",
         "ended",
         "id",
         "method",
@@ -72,6 +75,7 @@ class Exchange:
         self.method: str = scope["method"]
         self.path: str = scope["path"]
         self.started_at = time.perf_counter()
+        self._more_body = True
         self.tenant = ""
         self.route = ""
         self.status = 0
@@ -95,18 +99,29 @@ class Exchange:
             raise _too_large(limit)
         chunks: list[bytes] = []
         size = 0
-        more = True
-        while more:
-            message = await self.receive()
-            if message["type"] == "http.disconnect":
-                raise ClientGone
-            chunk = message.get("body", b"")
-            size += len(chunk)
+        while self._more_body:
+            chunks.append(await self._receive_body())
+            size += len(chunks[-1])
             if size > limit:
                 raise _too_large(limit)
-            chunks.append(chunk)
-            more = message.get("more_body", False)
         return strict_json.parse(chunks[0] if len(chunks) == 1 else b"".join(chunks))
+
+    async def _receive_body(self) -> bytes:
+        message = await self.receive()
+        if message["type"] == "http.disconnect":
+            raise ClientGone
+        self._more_body = message.get("more_body", False)
+        chunk: bytes = message.get("body", b"")
+        return chunk
+
+    async def _discard_body(self) -> None:
+        """Read what is left of the body, unless that is very much.
+
+        A client that is still sending when the connection is closed may never see why.
+        """
+        rest = _DISCARDED_BODIES * self.service.limits.max_body_bytes
+        while self._more_body and rest > 0:
+            rest -= len(await self._receive_body())
 
     async def send_json(self, value: Any, status: int = 200, headers: Headers = ()) -> None:
         await self.send_bytes(strict_json.dump(value), (_JSON, *headers), status)
@@ -117,8 +132,8 @@ class Exchange:
         await self.write(body, last=True)
 
     async def send_error(self, error: ApiError) -> None:
-        # What is left of a body that is too large is not read: the connection cannot be used again.
-        close: Headers = ((b"connection", b"close"),) if error.status in (408, 413) else ()
+        await self._discard_body()
+        close: Headers = ((b"connection", b"close"),) if self._more_body else ()
         await self.send_json(error.to_dict(), error.status, (*error.headers, *close))
 
     async def start_events(self) -> None:
@@ -154,16 +169,27 @@ class EventStream:
         self._wrote_at = self._loop.time()
         self._timer = self._loop.call_later(self._heartbeat_seconds, self._tick)
         self._beat: asyncio.Task[None] | None = None
+        self._writing = False
 
     @property
     def started(self) -> bool:
         return self._exchange.status != 0
 
     async def write(self, events: bytes, *, last: bool = False) -> None:
-        self._wrote_at = self._loop.time()
-        if not self._exchange.status:
-            await self._exchange.start_events()
-        await self._exchange.write(events, last=last)
+        if self._beat is not None:
+            await self._beat  # one at a time
+            self._beat = None
+        await self._write(events, last)
+
+    async def _write(self, events: bytes, last: bool) -> None:
+        self._writing = True
+        try:
+            if not self._exchange.status:
+                await self._exchange.start_events()
+            await self._exchange.write(events, last=last)
+        finally:
+            self._writing = False
+            self._wrote_at = self._loop.time()
 
     def close(self) -> None:
         self._timer.cancel()
@@ -172,7 +198,9 @@ class EventStream:
 
     def _tick(self) -> None:
         quiet_for = self._loop.time() - self._wrote_at
-        if quiet_for >= self._heartbeat_seconds:
-            self._beat = self._loop.create_task(self.write(b": still computing\n\n"))
+        if self._writing:  # to a client that is slow to read
+            quiet_for = 0
+        elif quiet_for >= self._heartbeat_seconds:
+            self._beat = self._loop.create_task(self._write(b": still computing\n\n", False))
             quiet_for = 0
         self._timer = self._loop.call_later(self._heartbeat_seconds - quiet_for, self._tick)

@@ -6,6 +6,7 @@ endpoints that a client has gone.
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import logging
 import re
@@ -66,10 +67,10 @@ class Gate:
             except ClientGone:
                 status = _CLIENT_GONE
             except Exception as error:
-                answer = as_api_error(error, exchange.id, exchange.names)
                 if exchange.status:
                     raise  # in the middle of a response: the host of this app closes the connection
-                await exchange.send_error(answer)
+                with contextlib.suppress(ClientGone):
+                    await exchange.send_error(as_api_error(error, exchange.id, exchange.names))
         finally:
             service.leave()
             self._note(exchange, status or exchange.status or 500)

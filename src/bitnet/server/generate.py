@@ -16,6 +16,8 @@ from bitnet.values import Delta, Reply, TokenLogprob, ToolCallDelta, Usage
 
 # JSON has no infinity; OpenAI writes this for what is as unlikely as can be.
 _LEAST_LOGPROB = -9999.0
+# Deltas in one write. With log-probabilities this many are half a megabyte, which takes some milliseconds.
+_MAX_BATCH = 256
 
 
 class Writer(Protocol):
@@ -95,7 +97,9 @@ async def stream(exchange: Exchange, generation: Generation, writer: Writer) -> 
 async def _batches(generation: Generation) -> AsyncIterator[list[Delta]]:
     """All deltas; those that have piled up while nobody looked come together, for a single write."""
     async for delta in generation:
-        yield [delta, *generation.queued()]
+        deltas = [delta, *generation.queued()]
+        for start in range(0, len(deltas), _MAX_BATCH):
+            yield deltas[start : start + _MAX_BATCH]
 
 
 def note(exchange: Exchange, reply: Reply) -> None:

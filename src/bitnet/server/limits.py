@@ -15,8 +15,8 @@ class Limits:
 
     max_body_bytes: of a request. A context of 4096 tokens is about 16 KiB of text; texts to embed are more.
     max_requests: under way at the same time, in all; above that they are refused before they are read.
-    max_queue: waiting for their turn at one model; above that they are refused.
     request_seconds: from the first byte to the last, for computing and sending the answer.
+    default_max_tokens: for requests that do not say how many, where max_tokens is a limit.
     max_messages, max_tokens, max_n, max_stop, max_stop_characters, max_logit_bias: of a request.
     max_prompts: texts in a request for completions. max_inputs: texts in a request for embeddings.
     max_schema_values, max_schema_depth, max_schema_characters: of its response format and tools together.
@@ -26,10 +26,10 @@ class Limits:
 
     max_body_bytes: int = 4 << 20
     max_requests: int = 256
-    max_queue: int = 64
     request_seconds: float = 600.0
     max_messages: int = 1024
     max_tokens: int | None = None
+    default_max_tokens: int = 1024
     max_n: int = 16
     max_stop: int = 16
     max_stop_characters: int = 256
@@ -42,10 +42,10 @@ class Limits:
     template_args: frozenset[str] = frozenset({"enable_thinking"})
     heartbeat_seconds: float = 10.0
 
-    def check_options(self, options: Mapping[str, Any]) -> None:
+    def apply(self, options: dict[str, Any]) -> None:
         """The limits on options of BitNet.chat and its siblings. Their types are for Request to check.
 
-        Raises ValidationError naming the field.
+        Raises ValidationError naming the field. A limit on max_tokens also holds where none are asked for.
         """
         n = options.get("n")
         if isinstance(n, int) and n > self.max_n:
@@ -55,6 +55,8 @@ class Limits:
             raise ValidationError(
                 f"max_tokens must be at most {self.max_tokens} here, not {max_tokens}", field="max_tokens"
             )
+        if self.max_tokens is not None and max_tokens is None:
+            options["max_tokens"] = min(self.max_tokens, self.default_max_tokens)
         self._check_stop(options.get("stop"))
         logit_bias = options.get("logit_bias")
         if isinstance(logit_bias, Mapping) and len(logit_bias) > self.max_logit_bias:

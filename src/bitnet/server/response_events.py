@@ -26,13 +26,16 @@ class ResponseWriter:
         self._events: list[bytes] = []
 
     def deltas(self, deltas: list[Delta]) -> bytes:
-        self._begin()
         text = "".join([delta.text for delta in deltas])
         logprobs = [entry for delta in deltas for entry in delta.logprobs]
+        calls = generate.joined_calls(deltas)
+        if not (text or logprobs or calls):
+            return b""
+        self._begin()
         # In one step, text comes before the call that ends it.
         if text or logprobs:
             self._add_text(text, logprobs)
-        for piece in generate.joined_calls(deltas):
+        for piece in calls:
             self._add_call(piece)
         return self._taken()
 

@@ -40,7 +40,7 @@ async def responses(exchange: Exchange) -> None:
     if choice is not None:
         options["tool_choice"] = choice
     options["cache_salt"] = generate.salt(exchange, body)
-    exchange.service.limits.check_options(options)
+    exchange.service.limits.apply(options)
     streamed = parameters.flag(body, "stream")
     served = exchange.service.models.find(body.get("model"))
     exchange.model = served.name

@@ -114,8 +114,7 @@ async def _serve(app: FastAPI, sock: socket.socket, listening: Listening) -> boo
         told_to_stop.set()
 
     with _signals(lambda: loop.call_soon_threadsafe(stop)):
-        async with service.models.default.use():
-            pass
+        await service.models.default.load()
         names = ", ".join(service.models)
         host, port = sock.getsockname()[:2]
         logger.info("serving %s on http://%s (OpenAI's API under /v1)", names, _address(host, port))

@@ -8,7 +8,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 
-from bitnet.errors import EngineClosedError
+from bitnet.errors import BitNetError, EngineClosedError
 from bitnet.model import BitNet
 from bitnet.server.errors import ApiError
 from bitnet.values import Health, ModelInfo
@@ -53,13 +53,13 @@ class ServedModel:
 
     @contextlib.asynccontextmanager
     async def use(self) -> AsyncIterator[BitNet]:
-        """The model, loaded. It stays so for as long as it is used. Raises what loading raises."""
+        """The model, loaded. It stays so while it is used. Raises ApiError if it cannot be loaded."""
         self.n_users += 1
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
         try:
-            yield self._model or await self._load()
+            yield self._model or await self._loaded()
         finally:
             self.n_users -= 1
             self._watch_idleness()
@@ -68,8 +68,20 @@ class ServedModel:
         if self.n_users == 0 and self._model is not None and self._keep_alive >= 0:
             self._timer = asyncio.get_running_loop().call_later(self._keep_alive, self._expire)
 
-    async def _load(self) -> BitNet:
-        """One load for all who wait. It goes on if they give up: the next one will want it."""
+    async def _loaded(self) -> BitNet:
+        """`load` for those who cannot help it: what is wrong with a model is not their business."""
+        try:
+            return await self.load()
+        except BitNetError as error:
+            logger.error("cannot load model %s: %s", self.name, error)
+            message = f"the model {self.name!r} cannot be loaded; the server's log says why"
+            raise ApiError(500, message, code="model_error") from None
+
+    async def load(self) -> BitNet:
+        """One load for all who wait. It goes on if they give up: the next one will want it.
+
+        Raises what loading raises.
+        """
         if self._loading is None:
             self._loading = asyncio.get_running_loop().create_task(self._load_now())
             self._loading.add_done_callback(self._loading_ended)

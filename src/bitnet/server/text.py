@@ -80,5 +80,5 @@ def _template_options(exchange: Exchange, body: dict[str, Any], options: dict[st
     choice = tool_choice(body.get("tool_choice"), has_tools=bool(options.get("tools")))
     if choice is not None:
         options["tool_choice"] = choice
-    exchange.service.limits.check_options(options)
+    exchange.service.limits.apply(options)
     return options

@@ -62,17 +62,19 @@ def first_ending(
     *,
     fuel: int,
     hints: Sequence[list[int]] = (),
+    joints: Sequence[list[int]] = (),
     seconds: float = math.inf,
 ) -> list[int] | None:
     """Tokens after which `matcher` accepts, [] if it does already; None if none were found in about `fuel`
     steps or in that processor time: a busy machine refuses nothing that an idle one takes.
 
     Goes straight on where the ranks lead, then where chance leads, which also finds the way out of loops.
-    hints: tokens of texts that may finish one which cannot end yet. The matcher itself does not move.
+    hints: tokens of texts that may finish one which cannot end yet. joints: tokens of what may follow a text
+    where it is not the end. The matcher itself does not move.
     """
     deadline = time.thread_time() + seconds
     straight, first, second = (
-        _Search(matcher.deep_copy(), vocabulary, hints, None if seed is None else random.Random(seed))
+        _Search(matcher.deep_copy(), vocabulary, hints, joints, None if seed is None else random.Random(seed))
         for seed in (None, 1, 2)
     )
     for search, most in ((straight, min(fuel, 600)), (first, 300), (second, 300), (straight, fuel)):
@@ -88,10 +90,11 @@ def short_ending(
     *,
     fuel: int,
     hints: Sequence[list[int]] = (),
+    joints: Sequence[list[int]] = (),
     seconds: float = math.inf,
 ) -> list[int] | None:
     """As first_ending, but the shortest: costs far more, and finds none where the way is long."""
-    search = _Search(matcher.deep_copy(), vocabulary, hints, None, thorough=True)
+    search = _Search(matcher.deep_copy(), vocabulary, hints, joints, None, thorough=True)
     return search.run(fuel, time.thread_time() + seconds)
 
 
@@ -121,6 +124,7 @@ class _Search:
         matcher: LLMatcher,
         vocabulary: GrammarVocabulary,
         hints: Sequence[list[int]],
+        joints: Sequence[list[int]],
         chance: random.Random | None,
         thorough: bool = False,
     ) -> None:
@@ -128,6 +132,7 @@ class _Search:
         self._vocabulary = vocabulary
         self._thorough = thorough
         self._hints = hints
+        self._joints = joints
         self._chance = chance
         # One word more than the model has, where llguidance made up an end token.
         self._mask = np.zeros((vocabulary.tokenizer.vocab_size + 31) // 32, np.int32)
@@ -181,6 +186,10 @@ class _Search:
             for hint in self._hints:
                 if self._can_end_after(hint, ends):
                     self._extend(path, hint, self._vocabulary.tokenizer.decode_bytes(hint), 0)
+        if is_text:
+            for joint in self._joints:
+                if self._matcher.validate_tokens(joint) == len(joint):
+                    self._extend(path, joint, self._vocabulary.tokenizer.decode_bytes(joint), 0)
         ranks = self._ranks(path, choices, is_text, ends if is_open else [])
         ranked = sorted(zip(ranks, choices, strict=True))
         for i, (rank, byte) in enumerate(ranked):

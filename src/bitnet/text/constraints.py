@@ -68,10 +68,12 @@ class Constraint:
         vocabulary: GrammarVocabulary,
         *,
         patterns: Iterable[str] = (),
+        literals: Iterable[str] = (),
         visible_ids: frozenset[int] = frozenset(),
     ) -> None:
         """grammar: in llguidance's variant of Lark. patterns: regular expressions that texts in it may have
-        to contain. Raises ConstraintError if it is wrong, matches nothing or is too complex.
+        to contain. literals: strings that may have to follow a text. Raises ConstraintError if it is wrong,
+        matches nothing or is too complex.
         """
         self.visible_ids = visible_ids
         self._vocabulary = vocabulary
@@ -83,11 +85,22 @@ class Constraint:
             for pattern in list(dict.fromkeys(patterns))[:_MAX_HINTS]
             if (example := _example(pattern, vocabulary))
         ]
+        self._joints = [vocabulary.tokenize(literal.encode()) for literal in literals]
         first = first_ending(
-            matcher, vocabulary, fuel=_FUEL_COMPILE, hints=self._hints, seconds=_SECONDS_COMPILE
+            matcher,
+            vocabulary,
+            fuel=_FUEL_COMPILE,
+            hints=self._hints,
+            joints=self._joints,
+            seconds=_SECONDS_COMPILE,
         )
         short = short_ending(
-            matcher, vocabulary, fuel=_FUEL_SHORTEST, hints=self._hints, seconds=_SECONDS_SHORTEST
+            matcher,
+            vocabulary,
+            fuel=_FUEL_SHORTEST,
+            hints=self._hints,
+            joints=self._joints,
+            seconds=_SECONDS_SHORTEST,
         )
         endings = [ending for ending in (first, short) if ending is not None]
         if not endings:
@@ -104,7 +117,9 @@ class Constraint:
 
     def start(self) -> ConstraintState:
         """The state of a new sequence."""
-        return ConstraintState(self._matcher.deep_copy(), self._vocabulary, self._ending, self._hints)
+        return ConstraintState(
+            self._matcher.deep_copy(), self._vocabulary, self._ending, self._hints, self._joints
+        )
 
 
 class ConstraintState:
@@ -121,10 +136,12 @@ class ConstraintState:
         vocabulary: GrammarVocabulary,
         ending: list[int],
         hints: list[list[int]],
+        joints: list[list[int]],
     ) -> None:
         self._matcher = matcher
         self._vocabulary = vocabulary
         self._hints = hints
+        self._joints = joints
         self._fuel = _FUEL_SEQUENCE
         # Tokens that lead to an end from here, as few as we know of; None while nobody asked for a budget.
         self._ending: list[int] | None = ending
@@ -244,14 +261,14 @@ class ConstraintState:
         """The first ending at hand; a shorter one if it must not be longer than `limit`."""
         if self._fuel <= 0:
             return None
-        vocabulary, hints = self._vocabulary, self._hints
-        ending = first_ending(matcher, vocabulary, fuel=_FUEL_TOKEN, hints=hints)
+        vocabulary, hints, joints = self._vocabulary, self._hints, self._joints
+        ending = first_ending(matcher, vocabulary, fuel=_FUEL_TOKEN, hints=hints, joints=joints)
         if ending is None:
             self._fuel -= _FUEL_TOKEN
         elif limit is None or len(ending) <= limit:
             return ending
         self._fuel -= _FUEL_TIGHT
-        shorter = short_ending(matcher, vocabulary, fuel=_FUEL_TIGHT, hints=hints)
+        shorter = short_ending(matcher, vocabulary, fuel=_FUEL_TIGHT, hints=hints, joints=joints)
         return ending if shorter is None else shorter
 
     def _check(self) -> None:
@@ -277,7 +294,7 @@ def compile_constraint(response_format: Mapping[str, Any], tokenizer: Tokenizer)
         if rules is None:
             return None
         grammar = f"{GRAMMAR_HEADER}start: {ANSWER}\n{rules.lark}"
-        return Constraint(grammar, vocabulary, patterns=rules.patterns)
+        return Constraint(grammar, vocabulary, patterns=rules.patterns, literals=rules.literals)
 
     return compile_cached(response_format, tokenizer, build)
 

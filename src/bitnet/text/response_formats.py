@@ -5,6 +5,7 @@ Compiling and running the grammar is left to constraints.py, JSON schemas to jso
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -22,14 +23,18 @@ _MAX_RULES = 500
 _MAX_CHOICES = 5000
 _MAX_LITERALS = 20
 _LITERAL = re.compile(r"[A-Za-z0-9_]{2,}")
+_STRING = re.compile(r'"(?:[^"\\\n]|\\.)*"')
+_REGEX = re.compile(r"/(?:[^/\\\n]|\\.)+/")
 _RULE_NAME = re.compile(r"[a-z_][a-z0-9_]{0,63}")
 
 
 class Rules(NamedTuple):
-    """Lark rules that define ANSWER, and regular expressions that texts in them may have to contain."""
+    """Lark rules that define ANSWER; regular expressions that texts in them may have to contain, and strings
+    that may have to follow a text."""
 
     lark: str
     patterns: Sequence[str]
+    literals: Sequence[str] = ()
 
 
 def answer_rules(response_format: Mapping[str, Any]) -> Rules | None:
@@ -96,8 +101,8 @@ def _grammar_rules(response_format: Mapping[str, Any]) -> Rules:
     if sum(":" in line for line in grammar.splitlines()) > _MAX_RULES:
         raise ConstraintError(f"the grammar has more than {_MAX_RULES} rules")
     named = _schema_rules(response_format.get("schemas"))
-    patterns = [*_literals(grammar), *named.patterns]
-    return Rules(f"{ANSWER}: %lark {{\n{grammar}\n{named.lark}}}\n", patterns)
+    patterns = [*_literals("\n".join(_REGEX.findall(grammar))), *named.patterns]
+    return Rules(f"{ANSWER}: %lark {{\n{grammar}\n{named.lark}}}\n", patterns, _strings(grammar))
 
 
 def _schema_rules(schemas: Any) -> Rules:
@@ -137,6 +142,15 @@ def unanchored(pattern: str) -> str:
     if pattern.endswith("$") and (len(pattern) - len(pattern[:-1].rstrip("\\"))) % 2 == 1:
         pattern = pattern[:-1]
     return pattern
+
+
+def _strings(grammar: str) -> list[str]:
+    """The string literals of a Lark grammar."""
+    strings = []
+    for literal in dict.fromkeys(_STRING.findall(grammar)):
+        with contextlib.suppress(ValueError):  # an escape that JSON does not know: it can only be left out
+            strings.append(json.loads(literal))
+    return [string for string in strings if string][:_MAX_LITERALS]
 
 
 def _literals(text: str) -> list[str]:

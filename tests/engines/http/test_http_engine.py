@@ -1,4 +1,4 @@
-"""What generations of api mode promise as those of an engine here do: cancelling, closing, loops, threads, forks."""
+"""What generations of api mode promise: cancelling, closing, event loops, threads, forks, proxies."""
 
 from __future__ import annotations
 
@@ -161,7 +161,7 @@ def test_close(scripted: Scripted, connect: Connect, eventually: Wait) -> None:
     for generation in generations:
         with pytest.raises(EngineClosedError):
             generation.result()
-    for use in (lambda: model.chat(HI), lambda: model.embed("x"), lambda: model.tokenize("x")):
+    for use in (lambda: model.chat(HI), lambda: model.embed("x")):
         with pytest.raises(EngineClosedError):
             use()
     model.close()
@@ -252,7 +252,7 @@ def test_fork(scripted: Scripted, connect: Connect, eventually: Wait) -> None:
             except EngineClosedError:
                 there.send("left behind")
             there.send(next(model.stream_chat(HI)).text)
-            here.recv()  # lives on until the parent has hung up
+            there.recv()  # lives on until the parent has hung up
         except BaseException as error:
             there.send(repr(error))
         finally:
