@@ -10,6 +10,7 @@ from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackMana
 from langchain_core.language_models import LanguageModelInput
 from langchain_core.language_models.base import LangSmithParams
 from langchain_core.language_models.chat_models import BaseChatModel
+from langchain_core.language_models.model_profile import ModelProfile
 from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.outputs import ChatGenerationChunk, ChatResult
 from langchain_core.runnables import Runnable, RunnableConfig
@@ -26,7 +27,6 @@ from ._tools import ToolLike, to_tool_choice, to_tools
 from ._version import __version__
 
 if TYPE_CHECKING:
-    from langchain_core.language_models.model_profile import ModelProfile
     from typing_extensions import Self
 
 
@@ -116,7 +116,9 @@ class ChatBitNet(SharedConnection, GenerationFields, BaseChatModel):
         if n_ctx is not None:
             profile["max_input_tokens"] = n_ctx
             profile["max_output_tokens"] = n_ctx
-        return profile
+        # An older langchain_core warns of what it does not know yet.
+        known = ModelProfile.__annotations__
+        return {name: value for name, value in profile.items() if name in known}  # type: ignore[return-value]
 
     # --- answers ---
 
