@@ -141,11 +141,11 @@ def test_react_agent(make_llm: MakeLLM, streaming: bool, formatter: Any) -> None
     assert all(request.response_format == react_format(tools) for request in requests_of(llm))
     first, second = prompts_of(llm)
     assert first.startswith("system: ")
-    assert "Be {kind}." in first
     assert "Add two numbers." in first
     assert "{context}" not in first
     assert second.endswith("Observation: 7")
     if formatter is CompactReActFormatter:
+        assert "Be {kind}." in first  # which older versions of the framework's own header leave out
         assert len(first) < 1400
 
 
