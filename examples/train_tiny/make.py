@@ -7,16 +7,15 @@ python examples/train_tiny/make.py --help     # what can be changed
 from __future__ import annotations
 
 import argparse
-from itertools import islice
 from pathlib import Path
 
 import torch
 
-from tiny_bitnet.corpus import Source, samples
+from tiny_bitnet.corpus import tokenizer_texts
 from tiny_bitnet.evaluate import evaluate
 from tiny_bitnet.export import export
 from tiny_bitnet.model import ModelConfig
-from tiny_bitnet.tokenizer import ROLES, load_tokenizer, train_tokenizer
+from tiny_bitnet.tokenizer import load_tokenizer, train_tokenizer
 from tiny_bitnet.train import TrainOptions, train
 
 STAGES = ("tokenizer", "train", "export", "evaluate")
@@ -32,7 +31,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
     parser.add_argument("--output", type=Path, help="the GGUF file (default: bitnet-tiny.gguf in the folder)")
     parser.add_argument("--steps", type=int, default=defaults.steps)
-    parser.add_argument("--tokens-per-step", type=int, default=defaults.tokens_per_step)
+    parser.add_argument("--minutes", type=float, default=0, help="let the decay take so long, not steps")
     parser.add_argument("--learning-rate", type=float, default=defaults.learning_rate)
     parser.add_argument("--layers", type=int, default=ModelConfig.num_hidden_layers)
     parser.add_argument("--ffn", type=int, default=ModelConfig.intermediate_size)
@@ -45,9 +44,7 @@ def arguments() -> argparse.Namespace:
 
 
 def make_tokenizer(path: Path, vocab_size: int, seed: int) -> None:
-    conversations = islice(samples(Source("train", f"tokenizer-{seed}")), 20_000)
-    texts = (f"{ROLES[role]}: {text}" for sample in conversations for role, text in sample.messages)
-    tokenizer = train_tokenizer(texts, vocab_size)
+    tokenizer = train_tokenizer(tokenizer_texts(seed), vocab_size)
     path.parent.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(path))
 
@@ -68,7 +65,7 @@ def main() -> None:
         )
         train_options = TrainOptions(
             steps=options.steps,
-            tokens_per_step=options.tokens_per_step,
+            minutes=options.minutes,
             learning_rate=options.learning_rate,
             seed=options.seed,
             device=options.device,

@@ -1,7 +1,6 @@
 // check_model FILE...: opens and loads each model file and runs a few tokens through it on every kernel set, with keys and
-// values of each type. Meant for
-// damaged files under sanitizers: the exit status is 1 only if something other than acceptance or a ModelFileError happened,
-// or if the kernel sets disagree.
+// values of each type. Meant for damaged files under sanitizers: the exit status is 1 only if something other than
+// acceptance or a ModelFileError happened, or if the kernel sets disagree.
 #include <cstdio>
 #include <exception>
 #include <vector>

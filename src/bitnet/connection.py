@@ -54,6 +54,12 @@ class _Slot:
     def __reduce__(self) -> tuple[type[_Slot], tuple[()]]:
         return _Slot, ()
 
+    def __eq__(self, other: object) -> bool:
+        """Objects with the same fields are equal, whichever of them has been asked something."""
+        return isinstance(other, _Slot)
+
+    __hash__ = object.__hash__
+
 
 class Connection(BaseModel):
     """The model, and where and how it is computed. None = as the configuration or `bitnet` has it.
@@ -212,6 +218,12 @@ class Connection(BaseModel):
     @field_serializer("config")
     def _config_without_secrets(self, config: Any) -> Any:
         return _without_secrets(config)
+
+    def __copy__(self) -> Self:
+        """Also for `model_copy(update=...)`: it opens for itself, because it may ask for another model."""
+        copy = super().__copy__()
+        copy._slot = _Slot()
+        return copy
 
     def __getstate__(self) -> dict[Any, Any]:
         if self.client is not None:

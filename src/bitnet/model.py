@@ -162,6 +162,8 @@ class BitNet:
                 "n_ctx": n_ctx,
                 "n_threads": n_threads,
                 "n_batch": n_batch,
+                "kv_type": kv_type,
+                "speculate": speculate,
                 "use_mmap": use_mmap,
                 "use_mlock": use_mlock,
                 "quant_type": quant_type,

@@ -89,11 +89,21 @@ def test_copies_and_pickles_open_for_themselves(random_path: Path) -> None:
     original = Connection(model=str(random_path), keep_alive=0)
     original.connect().load()
     for other in (copy.deepcopy(original), pickle.loads(pickle.dumps(original))):
-        assert other.model == original.model
+        assert other == original
         assert other.connect() is not original.connect()
         other.disconnect()
     assert original.connect().generate("Hi", max_tokens=1).usage.completion_tokens <= 1
     original.disconnect()
+
+
+def test_a_changed_copy_is_another_connection(random_path: Path) -> None:
+    original = Connection(model=str(random_path), n_ctx=64)
+    assert original.connect().n_ctx == 64
+    changed = original.model_copy(update={"n_ctx": 32})
+    assert (changed.connect().n_ctx, changed.settings.n_ctx) == (32, 32)
+    assert original.connect().n_ctx == 64
+    for connection in (original, changed):
+        connection.disconnect()
 
 
 def test_a_configuration_and_arguments_that_win(random_path: Path, tmp_path: Path) -> None:

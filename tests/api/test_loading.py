@@ -25,6 +25,7 @@ from bitnet import (
     ValidationError,
     _native,
 )
+from bitnet.testing import FakeEngine
 
 
 def n_scheduler_threads() -> int:
@@ -38,6 +39,24 @@ def test_the_bundled_model_loads_fast() -> None:
         BitNet().close()
         times.append(time.perf_counter() - start)
     assert min(times) < 0.2, times
+
+
+def test_n_ctx_is_known_before_the_model_is_loaded(random_path: Path, tmp_path: Path) -> None:
+    for n_ctx in (None, 0, 64):
+        with BitNet(random_path, n_ctx=n_ctx, lazy=True) as model:
+            before = model.n_ctx
+            assert "not loaded" in repr(model)
+            assert before == model.info.n_ctx == model.n_ctx
+    with (
+        BitNet(random_path, n_ctx=10**6, lazy=True) as model,
+        pytest.raises(ValidationError, match="n_ctx=1000000"),
+    ):
+        model.n_ctx  # noqa: B018  # raises
+    (tmp_path / "no-model.gguf").write_bytes(b"GGUF")
+    with BitNet(tmp_path / "no-model.gguf", lazy=True) as model, pytest.raises(ModelFileError):
+        model.n_ctx  # noqa: B018  # raises
+    with BitNet.from_engine(FakeEngine(n_ctx=77)) as model:
+        assert model.n_ctx == 77
 
 
 def test_info(model: BitNet) -> None:

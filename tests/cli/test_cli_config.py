@@ -49,7 +49,9 @@ def test_chat(config: Path) -> None:
 
 def test_show(config: Path) -> None:
     assert "(2 x 128 tokens, f16)" in bitnet("show", "--config", config).stdout
-    assert "(3 x 256 tokens, f16)" in bitnet("show", "--config", config, "--ctx", "256", "--batch", "3").stdout
+    assert (
+        "(3 x 256 tokens, f16)" in bitnet("show", "--config", config, "--ctx", "256", "--batch", "3").stdout
+    )
 
 
 def test_stream_false_prints_the_same(config: Path) -> None:

@@ -254,3 +254,32 @@ TEST(n9_round_trip) {
         }
     }
 }
+
+TEST(dense_rows_survive_encoding) {
+    std::mt19937 random(11);
+    std::normal_distribution<float> normal;
+    for (const float size : {1.0f, 1e-3f, 1e4f, 1e-30f, 0.0f}) {
+        std::vector<float> row(512), decoded(512);
+        for (float& value : row) value = size * normal(random);
+        row[300] = 0;
+        const auto error = [&](TensorType type) {
+            std::vector<uint8_t> bytes(row_bytes(type, row.size()) + 8, 0x5a);
+            encode_row(type, row.data(), row.size(), bytes.data());
+            for (size_t i = bytes.size() - 8; i < bytes.size(); i++) CHECK(bytes[i] == 0x5a);
+            decode_row(type, bytes.data(), row.size(), decoded.data());
+            float worst = 0;
+            for (size_t i = 0; i < row.size(); i++) worst = std::max(worst, std::fabs(decoded[i] - row[i]));
+            return worst;
+        };
+        const float largest = std::fabs(*std::max_element(row.begin(), row.end(), [](float a, float b) { return std::fabs(a) < std::fabs(b); }));
+        CHECK(error(TensorType::F32) == 0);
+        CHECK(error(TensorType::F16) <= largest / 2048 + 6e-8f);
+        // Half a step of the largest block; where f16 cannot hold its scale, the block is zero.
+        CHECK(error(TensorType::Q8_0) <= largest / 200 + 6e-8f * 127);
+        CHECK(error(TensorType::Q4_0) <= largest / 7 + 6e-8f * 8);
+        CHECK(error(TensorType::Q6_K) <= largest / 16 + 6e-8f * 4096);
+    }
+    std::vector<uint8_t> bytes(64);
+    const float one = 1;
+    CHECK_THROWS(encode_row(TensorType::BF16, &one, 1, bytes.data()), std::logic_error, "no encoder for BF16");
+}

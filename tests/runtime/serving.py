@@ -46,7 +46,9 @@ class Serving:
         n_batch: int = 4,
         max_batch_tokens: int = 512,
         kv_type: str = "f16",
+        speculate: bool = False,
     ) -> None:
+        self._speculate = speculate
         file = _native.ModelFile(str(path))
         model = _native.Model(file, use_mmap=False)
         self.tokenizer = Tokenizer.from_metadata(file.metadata)
@@ -64,7 +66,7 @@ class Serving:
         request = Request.build(
             prompt=token_ids, options={"ignore_eos": True, "temperature": 0, "cache_salt": salt, **options}
         )
-        return GenerationSequence(token_ids, request, self.tokenizer, self.n_ctx)
+        return GenerationSequence(token_ids, request, self.tokenizer, self.n_ctx, speculate=self._speculate)
 
     def start(self, sequence: GenerationSequence) -> Generation:
         self.scheduler.submit(sequence)

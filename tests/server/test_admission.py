@@ -88,7 +88,9 @@ def test_prompts_are_not_shared_between_keys(serve: Callable[..., Hosted]) -> No
         def cached(key: str, **more: Any) -> int:
             headers = {"authorization": f"Bearer {key}"}
             body = {"messages": LONG, "max_tokens": 1, **more}
-            answer = httpx.post(running.url + CHAT, json=body, headers=headers, timeout=30, trust_env=False)
+            answer = httpx.post(
+                running.url + CHAT, json=body, headers=headers, timeout=30, verify=False, trust_env=False
+            )
             details: dict[str, int] = answer.json()["usage"]["prompt_tokens_details"]
             return details["cached_tokens"]
 
@@ -161,7 +163,7 @@ def test_too_many_requests_in_all(serve: Callable[..., Hosted]) -> None:
     running = serve(lambda request: FakeReply(["a"] * 100, delay=0.01), limits=Limits(max_requests=1))
     first = threading.Thread(
         target=lambda: httpx.post(
-            running.url + CHAT, json={"messages": QUESTION}, timeout=30, trust_env=False
+            running.url + CHAT, json={"messages": QUESTION}, timeout=30, verify=False, trust_env=False
         )
     )
     first.start()

@@ -135,7 +135,7 @@ def test_refused_in_embeddings(server: Hosted, body: dict[str, Any], param: str)
 @pytest.fixture
 def post(server: Hosted) -> Callable[..., Any]:
     def post(path: str, **body: Any) -> Any:
-        answer = httpx.post(f"{server.url}{path}", json=body, timeout=30, trust_env=False)
+        answer = httpx.post(f"{server.url}{path}", json=body, timeout=30, verify=False, trust_env=False)
         assert answer.status_code == 200, answer.text
         return answer.json()
 

@@ -10,19 +10,30 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from .corpus import EARLY, MIX, Source, draw
-from .tokenizer import BEGIN, END, SPECIAL_TOKENS, Encoded, encode
+from .corpus import EARLY, MIX, Source, draw_family, passage_pair
+from .tokenizer import BEGIN, END, SPECIAL_TOKENS, Encoded, encode, merge, text_ids
 
-_CHUNK = 1000  # conversations that are sorted by length together
+_CHUNK = 600  # families of conversations that are sorted by length together
 
 
 @dataclass(frozen=True)
 class Batch:
     ids: Tensor  # [rows, length]
-    positions: Tensor  # flat positions whose next token is a target
+    positions: Tensor  # where each token stands in its conversation
+    branches: Tensor | None  # see Encoded; None if there are none
+    wanted: Tensor  # flat places whose next token is a target
     targets: Tensor
     weights: Tensor
     tokens: int  # without padding
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Questions and the passages that answer them, in the same order."""
+
+    ids: Tensor  # [2 * pairs, length]: first the questions
+    real: Tensor  # 1.0 where there is a token
+    tokens: int
 
 
 def repeated_tokens(rng: random.Random, vocab_size: int, low: int = 4, high: int = 24) -> Encoded:
@@ -30,41 +41,68 @@ def repeated_tokens(rng: random.Random, vocab_size: int, low: int = 4, high: int
     half = [rng.randrange(len(SPECIAL_TOKENS), vocab_size) for _ in range(rng.randint(low, high))]
     # The first token of the second half cannot be known.
     weights = [0.0] * (len(half) + 2) + [len(half) ** -0.5] * (len(half) - 1)
-    return Encoded([BEGIN, *half, *half], weights)
+    ids = [BEGIN, *half, *half]
+    return Encoded(ids, weights, list(range(len(ids))), [0] * len(ids))
 
 
 def collate(rows: list[Encoded]) -> Batch:
     length = max(len(row.ids) for row in rows)
     ids = torch.full((len(rows), length), END)
+    positions, branches = torch.zeros_like(ids), torch.zeros_like(ids)
     weights = torch.zeros(len(rows), length)
     for i, row in enumerate(rows):
-        ids[i, : len(row.ids)] = torch.tensor(row.ids)
-        weights[i, : len(row.ids)] = torch.tensor(row.weights)
+        size = len(row.ids)
+        ids[i, :size] = torch.tensor(row.ids)
+        positions[i, :size] = torch.tensor(row.positions)
+        branches[i, :size] = torch.tensor(row.branches)
+        weights[i, :size] = torch.tensor(row.weights)
     targets, target_weights = ids[:, 1:], weights[:, 1:]
     flat = torch.arange(len(rows))[:, None] * length + torch.arange(length - 1)
     wanted = target_weights > 0
     tokens = sum(len(row.ids) for row in rows)
-    return Batch(ids, flat[wanted], targets[wanted], target_weights[wanted], tokens)
+    return Batch(
+        ids,
+        positions,
+        branches if branches.any() else None,
+        flat[wanted],
+        targets[wanted],
+        target_weights[wanted],
+        tokens,
+    )
 
 
 def chunk_batches(
-    tokenizer: Tokenizer, seed: int, chunk: int, early: bool, tokens_per_step: int, max_length: int
+    tokenizer: Tokenizer, seed: int, chunk: int, early: bool, tokens_per_batch: int, max_length: int
 ) -> Iterator[Batch]:
     """The batches of one chunk. It depends on the seed and its number alone, so that a run can resume."""
     source = Source("train", f"{seed}-{chunk}")
-    mix, repeats = (EARLY, 0.3) if early else (MIX, 0.045)
+    mix, repeats = (EARLY, 0.3) if early else (MIX, 0.06)
     vocab_size = tokenizer.get_vocab_size()
     rows: list[Encoded] = []
     for _ in range(_CHUNK):
         if source.chance(repeats):
             rows.append(repeated_tokens(source.random, vocab_size))
         else:
-            rows.append(encode(tokenizer, draw(source, mix).messages))
+            rows.append(merge([encode(tokenizer, sample) for sample in draw_family(source, mix)]))
     rows = sorted((row for row in rows if len(row.ids) <= max_length), key=lambda row: len(row.ids))
     groups: list[list[Encoded]] = [[]]
     for row in rows:
-        if groups[-1] and len(row.ids) * (len(groups[-1]) + 1) > tokens_per_step:
+        if groups[-1] and len(row.ids) * (len(groups[-1]) + 1) > tokens_per_batch:
             groups.append([])
         groups[-1].append(row)
     source.random.shuffle(groups)
     return map(collate, groups)
+
+
+def passage_pairs(tokenizer: Tokenizer, seed: int, number: int, count: int, split: str = "train") -> Pairs:
+    source = Source(split, f"pairs-{seed}-{number}")
+    pairs = [passage_pair(source) for _ in range(count)]
+    texts = [question for question, _ in pairs] + [passage for _, passage in pairs]
+    rows = [[BEGIN, *text_ids(tokenizer, text)] for text in texts]
+    length = max(map(len, rows))
+    ids = torch.full((len(rows), length), END)
+    real = torch.zeros(len(rows), length)
+    for i, row in enumerate(rows):
+        ids[i, : len(row)] = torch.tensor(row)
+        real[i, : len(row)] = 1
+    return Pairs(ids, real, int(real.sum()))

@@ -19,7 +19,7 @@ from .tokenizer import BEGIN, END, END_OF_TURN, SPECIAL_TOKENS
 ARCHITECTURE = "bitnet-b1.58"
 DESCRIPTION = (
     "A tiny BitNet b1.58 assistant trained from nothing on generated English conversations: simple facts, "
-    "small talk, copying and short stories."
+    "small talk, answers from a text, tools, JSON, choices and text embeddings."
 )
 _I2S_FILE_TYPE = 40  # bitnet.cpp's label for a file of I2_S tensors
 _NORMAL, _CONTROL, _USER_DEFINED = 1, 3, 4

@@ -13,9 +13,20 @@ import torch
 from .model import TinyBitNet
 
 
+def _sign(value: float) -> float:
+    """Ternary weights keep only the larger components of a phase."""
+    return math.copysign(1.0, value) if abs(value) > 0.38 else 0.0
+
+
 @torch.no_grad()
 def construct_induction(
-    model: TinyBitNet, constant: int = 64, gain: float = 4.0, rotations: int = 6, first_mlp: float = 0.1
+    model: TinyBitNet,
+    constant: int = 64,
+    sharp: float = 2.0,
+    gain: float = 4.0,
+    pair: float = 0.8,
+    rotations: int = 6,
+    first_mlp: float = 0.1,
 ) -> None:
     """Rewrite the heads of KV head 0 in layers 0 and 1 in place.
 
@@ -31,31 +42,44 @@ def construct_induction(
     embedding[:, :constant] = 2.0 * embedding.std().item()
     first, second = model.blocks[0].self_attn, model.blocks[1].self_attn
 
-    # Layer 0, where: q.k(distance) = sum_i cos((distance - 1) * frequency_i), largest one token back.
-    key = first.k_proj.weight[:dim]
-    key.zero_()
-    first.q_proj.weight[: group * dim] = 0
-    for i in range(rotations):
-        frequency = c.rope_theta ** (-2 * i / dim)
-        # Ternary weights keep only the larger components of the phase.
-        key[i, :constant] = unit if math.cos(frequency) > 0.38 else 0.0
-        key[i + half, :constant] = unit if math.sin(frequency) > 0.38 else 0.0
-        for head in range(group):
-            first.q_proj.weight[head * dim + i, :constant] = unit
-    # Layer 0, what: the value map of the token, written where no token's embedding is read as a position.
+    # Layer 0, where: q.k(distance) = sum_i cos((distance - back) * frequency_i), largest `back` tokens back.
+    # A matrix with few values has a small scale when it is ternary: dimensions that the other side does not
+    # use keep their random values.
+    idle = [i for i in range(dim) if i % half >= rotations]
+    for kv_head, back in ((0, 1), (1, 2)):
+        key = first.k_proj.weight[kv_head * dim : (kv_head + 1) * dim]
+        key[[i for i in range(dim) if i not in idle[1::2]]] = 0
+        for i in range(rotations):
+            phase = back * c.rope_theta ** (-2 * i / dim)
+            key[i, :constant] = unit * _sign(math.cos(phase))
+            key[i + half, :constant] = unit * _sign(math.sin(phase))
+        for head in range(kv_head * group, (kv_head + 1) * group):
+            query = first.q_proj.weight[head * dim : (head + 1) * dim]
+            query[[i for i in range(dim) if i not in idle[0::2]]] = 0
+            query[:rotations, :constant] = unit
+    first.q_proj.weight.mul_(sharp)
+    first.k_proj.weight.mul_(sharp)
+    # Layer 0, what: one value map of the token, written to a place of its own for each distance.
     value = first.v_proj.weight[:dim]
     value[:, :constant] = 0
-    written = first.o_proj.weight[:, :dim]
-    written[:constant] = 0
-    for head in range(1, group):
-        first.o_proj.weight[:, head * dim : (head + 1) * dim] = written
-    first.o_proj.weight[:, group * dim :] = 0
+    first.v_proj.weight[dim : 2 * dim] = value
+    written = []
+    for kv_head in (0, 1):
+        heads = first.o_proj.weight[:, kv_head * group * dim : (kv_head + 1) * group * dim]
+        output = heads[:, :dim]
+        output[:constant] = 0
+        heads.copy_(output.repeat(1, group))
+        written.append(output)
     model.blocks[0].mlp.down_proj.weight.mul_(first_mlp)
 
-    # Layer 1: query = the current token, key = what stood before each place, output = the token there.
-    for head in range(group):
-        second.q_proj.weight[head * dim : (head + 1) * dim] = value * (unit / value.std())
-    second.k_proj.weight[:dim] = written.T * (unit / written.std())
+    # Layer 1: query = the current token (and, in the second head, the one before it), key = what stood one
+    # (and two) before each place, output = the token there. A fixed shuffle keeps the two apart.
+    shuffle = torch.randperm(dim, generator=torch.Generator().manual_seed(0))
+    this, before, earlier = value, written[0].T, written[1].T
+    this, before, earlier = (m * (unit / m.std()) for m in (this, before, earlier))
+    second.q_proj.weight[: group * dim] = this.repeat(group, 1)
+    second.q_proj.weight[(group - 1) * dim : group * dim] += pair * before[shuffle]
+    second.k_proj.weight[:dim] = before + pair * earlier[shuffle]
     second.q_proj.weight.mul_(gain)
     second.k_proj.weight.mul_(gain)
     copied = second.v_proj.weight[:dim]

@@ -7,6 +7,7 @@ parameter names are those of the Hugging Face BitNet checkpoints.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, cast
 
@@ -16,12 +17,14 @@ from torch import Tensor, nn
 
 from .bitlinear import norm_bit_linear, rms_norm
 
+Places = tuple[Tensor, Tensor, Tensor | None]  # cosines and sines of the positions, and a mask
+
 
 @dataclass(frozen=True)
 class ModelConfig:
     """Sizes of the network. `hidden_size` and `intermediate_size` are multiples of 128 (I2_S blocks)."""
 
-    vocab_size: int = 1024
+    vocab_size: int = 1536
     hidden_size: int = 256
     intermediate_size: int = 512
     num_hidden_layers: int = 4
@@ -30,7 +33,7 @@ class ModelConfig:
     head_dim: int = 64
     rope_theta: float = 100_000.0
     rms_norm_eps: float = 1e-5
-    max_position_embeddings: int = 1024
+    max_position_embeddings: int = 2048
 
     @property
     def queries_per_kv(self) -> int:
@@ -122,8 +125,10 @@ class TinyBitNet(nn.Module):
         nn.init.normal_(self.model.embed_tokens.weight, std=0.25)
         nn.init.constant_(self.model.norm.weight, 0.25)
 
-    def _attend(self, attention: Attention, x: Tensor, norm: Tensor, batch: int, length: int) -> Tensor:
-        c, cos, sin = self.config, self.cos[:length], self.sin[:length]
+    def _attend(
+        self, attention: Attention, x: Tensor, norm: Tensor, shape: Sequence[int], places: Places
+    ) -> Tensor:
+        c, (batch, length), (cos, sin, mask) = self.config, shape, places
         layers = (attention.q_proj, attention.k_proj, attention.v_proj)
         joined = norm_bit_linear(
             x, norm, [layer.weight for layer in layers], c.rms_norm_eps, self.matmul_dtype
@@ -132,17 +137,28 @@ class TinyBitNet(nn.Module):
         q, k, v = torch.split(joined.transpose(1, 2), heads, 1)
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         k, v = (t.repeat_interleave(c.queries_per_kv, 1) for t in (k, v))
-        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
         return mixed.transpose(1, 2).reshape(batch * length, c.num_attention_heads * c.head_dim)
 
-    def forward(self, ids: Tensor, positions: Tensor | None = None) -> Tensor:
-        """Turn ids [batch, length] into logits [n, vocab] of the flat `positions`, or of every position."""
+    def _places(self, length: int, positions: Tensor | None, branches: Tensor | None) -> Places:
+        if positions is None or branches is None:
+            return self.cos[:length], self.sin[:length], None
+        before = torch.ones(length, length, dtype=torch.bool, device=branches.device).tril()
+        same = branches[:, :, None] == branches[:, None, :]
+        mask = before & (same | (branches == 0)[:, None, :])
+        return self.cos[positions][:, None], self.sin[positions][:, None], mask[:, None]
+
+    def hidden(self, ids: Tensor, positions: Tensor | None = None, branches: Tensor | None = None) -> Tensor:
+        """States [batch * length, hidden] before the final norm.
+
+        With branches, a token sees branch 0 and its own, and `positions` says where it stands.
+        """
         eps, dtype = self.config.rms_norm_eps, self.matmul_dtype
-        batch, length = ids.shape
+        places = self._places(ids.shape[1], positions, branches)
         x = self.model.embed_tokens(ids.reshape(-1))
         for layer in self.blocks:
             attention, mlp = layer.self_attn, layer.mlp
-            mixed = self._attend(attention, x, layer.input_layernorm.weight, batch, length)
+            mixed = self._attend(attention, x, layer.input_layernorm.weight, ids.shape, places)
             x = x + norm_bit_linear(
                 mixed, attention.attn_sub_norm.weight, [attention.o_proj.weight], eps, dtype
             )
@@ -152,6 +168,25 @@ class TinyBitNet(nn.Module):
             )
             gated = F.relu(gate).square() * up
             x = x + norm_bit_linear(gated, mlp.ffn_sub_norm.weight, [mlp.down_proj.weight], eps, dtype)
-        if positions is not None:
-            x = x[positions]
-        return F.linear(rms_norm(x, self.model.norm.weight, eps), self.model.embed_tokens.weight)
+        return x
+
+    def normed(self, x: Tensor) -> Tensor:
+        return rms_norm(x, self.model.norm.weight, self.config.rms_norm_eps)
+
+    def forward(
+        self,
+        ids: Tensor,
+        wanted: Tensor | None = None,
+        positions: Tensor | None = None,
+        branches: Tensor | None = None,
+    ) -> Tensor:
+        """Turn ids [batch, length] into logits [n, vocab] of the flat places `wanted`, or of every place."""
+        x = self.hidden(ids, positions, branches)
+        if wanted is not None:
+            x = x[wanted]
+        return F.linear(self.normed(x), self.model.embed_tokens.weight)
+
+    def embed(self, ids: Tensor, real: Tensor) -> Tensor:
+        """Text embeddings [batch, hidden] of length 1: means over the tokens that are `real`."""
+        states = self.normed(self.hidden(ids)).view(*ids.shape, -1) * real[..., None]
+        return F.normalize(states.sum(1) / real.sum(1, keepdim=True), dim=-1)

@@ -11,27 +11,15 @@ import torch
 from tokenizers import Tokenizer
 
 from .batches import collate
-from .corpus import Sample, Source, draw
+from .corpus import held_out_samples
 from .model import TinyBitNet
 from .tokenizer import Encoded, encode
 
 _ROWS_AT_ONCE = 16
 
 
-def held_out_samples(per_skill: int, seed: int) -> list[Sample]:
-    """Samples of the test split, the same number of every skill."""
-    source = Source("test", seed)
-    found: dict[str, list[Sample]] = defaultdict(list)
-    # Some skills are rare in the mix; the bound only protects against a skill that never comes.
-    for _ in range(400 * per_skill):
-        sample = draw(source)
-        if len(found[sample.skill]) < per_skill:
-            found[sample.skill].append(sample)
-    return [sample for skill in sorted(found) for sample in found[skill]]
-
-
 def held_out_rows(tokenizer: Tokenizer, per_skill: int, seed: int) -> list[tuple[str, Encoded]]:
-    return [(s.skill, encode(tokenizer, s.messages)) for s in held_out_samples(per_skill, seed)]
+    return [(s.skill, encode(tokenizer, s)) for s in held_out_samples(per_skill, seed)]
 
 
 @torch.no_grad()
@@ -43,8 +31,8 @@ def score(model: TinyBitNet, rows: list[tuple[str, Encoded]], device: torch.devi
     for start in range(0, len(ordered), _ROWS_AT_ONCE):
         part = ordered[start : start + _ROWS_AT_ONCE]
         batch = collate([row for _, row in part])
-        best = model(batch.ids.to(device), batch.positions.to(device)).argmax(-1).cpu()
-        wrong_rows = (batch.positions[best != batch.targets] // batch.ids.shape[1]).tolist()
+        best = model(batch.ids.to(device), batch.wanted.to(device)).argmax(-1).cpu()
+        wrong_rows = (batch.wanted[best != batch.targets] // batch.ids.shape[1]).tolist()
         for i, (skill, _) in enumerate(part):
             right[skill].append(i not in wrong_rows)
     return {skill: sum(values) / len(values) for skill, values in sorted(right.items())}

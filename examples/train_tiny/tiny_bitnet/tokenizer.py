@@ -8,13 +8,14 @@ stands. Without that a small model cannot copy words.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from .corpus import Message
+from .corpus.source import MARK, UNMARK, Message, Sample, unmarked
 
 LLAMA_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|"
@@ -31,10 +32,16 @@ GENERATION_PREFIX = "Assistant: "
 
 
 class Encoded(NamedTuple):
-    """Token ids of a conversation, and the loss weight of each as a target (0 outside of answers)."""
+    """Token ids, the loss weight of each as a target (0 outside of answers), and where each stands.
+
+    Conversations that begin alike are one row: the common beginning (branch 0), then what is different in
+    each (branch 1, 2, ...), which sees the beginning and itself.
+    """
 
     ids: list[int]
     weights: list[float]
+    positions: list[int]
+    branches: list[int]
 
 
 def split_by(pattern: str) -> pre_tokenizers.PreTokenizer:
@@ -85,21 +92,83 @@ def prompt_ids(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int]:
     return [BEGIN, *text_ids(tokenizer, prompt_text(messages))]
 
 
-def encode(tokenizer: Tokenizer, messages: Sequence[Message]) -> Encoded:
-    """A conversation for training.
+_PLAIN, _STRUCTURE, _ENDING = 0.6, 0.15, 0.5  # weights beside the 1 of what is marked and of the first token
 
-    The answer is tokenised apart from its prompt, as it is when it is generated. An answer of n tokens
-    weighs sqrt(n) in all, not n: otherwise one-token answers such as an option's number get no gradient.
-    """
+
+def _marked_spans(text: str) -> tuple[str, list[tuple[int, int]]]:
+    """The text without its marks, and the spans that they enclosed."""
+    spans: list[tuple[int, int]] = []
+    plain = ""
+    for part in re.split(f"({MARK}[^{UNMARK}]*{UNMARK})", text):
+        inner = unmarked(part)
+        if inner != part:
+            spans.append((len(plain), len(plain) + len(inner)))
+        plain += inner
+    return plain, spans
+
+
+# Answers of one token that take more than copying to find.
+_EMPHASIS = {"options": 2.0, "judge": 1.5}
+
+
+def _encode_answer(tokenizer: Tokenizer, text: str, forced: bool) -> tuple[list[int], list[float]]:
+    plain, spans = _marked_spans(text)
+    encoded = tokenizer.encode(plain, add_special_tokens=False)
+    ids = [*encoded.ids, END_OF_TURN]
+    if not spans:
+        weights = [1.0] * len(ids)
+    else:
+        structure = plain.startswith(("<", "{", "["))  # which a grammar may force
+        other = 0.0 if forced else _STRUCTURE if structure else _PLAIN
+        weights = [
+            1.0 if any(start < last and first < end for start, end in spans) else other
+            for first, last in encoded.offsets
+        ]
+        weights.append(0.0 if forced else _ENDING)
+        if not forced:
+            weights[0] = 1.0
+    # In all, an answer weighs a root of what it has to decide: else long ones would drown the short ones.
+    scale = sum(weights) ** -0.7
+    return ids, [weight * scale for weight in weights]
+
+
+def encode(tokenizer: Tokenizer, sample: Sample) -> Encoded:
+    """A conversation for training. An answer is tokenised apart from its prompt, as when it is generated."""
     ids, weights = [BEGIN], [0.0]
     pending: list[Message] = []
-    for role, text in messages:
+    for role, text in sample.messages:
         if role != "assistant":
             pending.append((role, text))
             continue
         prompt = text_ids(tokenizer, prompt_text(pending))
-        answer = [*text_ids(tokenizer, text), END_OF_TURN]
+        answer, answer_weights = _encode_answer(tokenizer, text, sample.forced)
         ids += prompt + answer
-        weights += [0.0] * len(prompt) + [len(answer) ** -0.5] * len(answer)
+        emphasis = _EMPHASIS.get(sample.skill, 1.0)
+        weights += [0.0] * len(prompt) + [emphasis * weight for weight in answer_weights]
         pending = []
-    return Encoded(ids, weights)
+    return Encoded(ids, weights, list(range(len(ids))), [0] * len(ids))
+
+
+def merge(rows: Sequence[Encoded]) -> Encoded:
+    """Rows that begin alike as one row."""
+    first = rows[0]
+    if len(rows) == 1:
+        return first
+    common = 0
+    for tokens in zip(*(row.ids for row in rows), strict=False):
+        if len(set(tokens)) > 1:
+            break
+        common += 1
+    common = min(common, min(len(row.ids) for row in rows) - 1)
+    # What is predicted first in a branch is predicted from the branch.
+    while any(row.weights[common] > 0 for row in rows):
+        common -= 1
+    ids, weights, positions = first.ids[:common], first.weights[:common], list(range(common))
+    branches = [0] * common
+    for i, row in enumerate(rows, 1):
+        length = len(row.ids) - common
+        ids += row.ids[common:]
+        weights += row.weights[common:]
+        positions += range(common, common + length)
+        branches += [i] * length
+    return Encoded(ids, weights, positions, branches)

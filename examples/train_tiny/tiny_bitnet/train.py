@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from tqdm import tqdm
 
-from .batches import Batch, chunk_batches
+from .batches import Batch, Pairs, chunk_batches, passage_pairs
 from .induction import construct_induction
 from .model import ModelConfig, TinyBitNet
 from .scoring import held_out_rows, score
@@ -23,16 +23,22 @@ from .scoring import held_out_rows, score
 
 @dataclass(frozen=True)
 class TrainOptions:
-    steps: int = 10_000
-    tokens_per_step: int = 1024
-    max_length: int = 1024
+    steps: int = 6000
+    minutes: float = 0  # if not 0: the decay takes this long, whatever the steps, and ends the run
+    tokens_per_batch: int = 560
+    batches_per_step: int = 2  # of different lengths, and so of different skills
+    max_length: int = 1400
+    pairs: int = 20  # question and passage, for text embeddings
+    pairs_every: int = 16  # steps
+    pairs_weight: float = 1.0
     learning_rate: float = 1.5e-3
     warmup_steps: int = 60
     weight_decay: float = 0.05
-    early: float = 0.12  # part of the run with the copy-heavy mix
+    early_steps: int = 1250  # of the copy-heavy mix that comes first
+    decay_from: float = 0.5  # part of the run after which the learning rate falls to zero
     seed: int = 0
     evaluate_every: int = 1000
-    save_every: int = 250
+    save_every: int = 100
     device: str = "auto"
     matmul: str = "auto"  # float32 | bfloat16
 
@@ -71,20 +77,32 @@ def _optimizer(model: TinyBitNet, options: TrainOptions) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, lr=options.learning_rate, betas=(0.9, 0.95), fused=True)
 
 
-def _schedule(optimizer: torch.optim.AdamW, options: TrainOptions, step: int) -> None:
-    """Linear warm-up, then one linear decay to zero; no weight decay in the second half."""
-    progress = step / options.steps
-    factor = min((step + 1) / options.warmup_steps, 1 - progress)
+def _schedule(optimizer: torch.optim.AdamW, options: TrainOptions, step: int, left: float) -> None:
+    """Linear warm-up, a constant part, one linear decay to zero; no weight decay in the second half.
+
+    `left` is the part of the decay that is left.
+    """
+    progress = 1 - left * (1 - options.decay_from)
+    factor = min((step + 1) / options.warmup_steps, 1.0, left)
     for group in optimizer.param_groups:
         group["lr"] = options.learning_rate * factor
     optimizer.param_groups[0]["weight_decay"] = options.weight_decay if progress < 0.5 else 0.0
 
 
-def _loss(model: TinyBitNet, batch: Batch, device: torch.device) -> Tensor:
-    logits = model(batch.ids.to(device), batch.positions.to(device))
+def _losses(model: TinyBitNet, batch: Batch, device: torch.device) -> Tensor:
+    """The weighted sum of the losses of a batch."""
+    branches = None if batch.branches is None else batch.branches.to(device)
+    logits = model(batch.ids.to(device), batch.wanted.to(device), batch.positions.to(device), branches)
     losses = F.cross_entropy(logits, batch.targets.to(device), reduction="none")
-    weights = batch.weights.to(device)
-    return (losses * weights).sum() / weights.sum()
+    return (losses * batch.weights.to(device)).sum()
+
+
+def pairs_loss(model: TinyBitNet, pairs: Pairs, device: torch.device, temperature: float = 0.05) -> Tensor:
+    """Each question is to be closer to its passage than to all others, and each passage to its question."""
+    questions, passages = model.embed(pairs.ids.to(device), pairs.real.to(device)).chunk(2)
+    similar = questions @ passages.T / temperature
+    right = torch.arange(len(similar), device=device)
+    return (F.cross_entropy(similar, right) + F.cross_entropy(similar.T, right)) / 2
 
 
 class Trainer:
@@ -102,6 +120,7 @@ class Trainer:
         self.optimizer = _optimizer(self.model, options)
         self.step = self.chunk = self.tokens = 0
         self.seconds = 0.0
+        self.started = time.monotonic()
 
     @property
     def checkpoint(self) -> Path:
@@ -132,47 +151,76 @@ class Trainer:
     def _batches(self) -> Iterator[Batch]:
         o = self.options
         while True:
-            early = self.step < o.early * o.steps
+            early = self.step < o.early_steps
             self.chunk += 1
             yield from chunk_batches(
-                self.tokenizer, o.seed, self.chunk, early, o.tokens_per_step, o.max_length
+                self.tokenizer, o.seed, self.chunk, early, o.tokens_per_batch, o.max_length
             )
 
-    def _update(self, batch: Batch) -> float:
-        _schedule(self.optimizer, self.options, self.step)
-        loss = _loss(self.model, batch, self.device)
-        loss.backward()  # type: ignore[no-untyped-call]  # torch declares it without types
+    def _left(self) -> float:
+        """The part of the learning rate's decay that is left."""
+        o = self.options
+        if o.minutes:
+            return max(0.0, 1 - (time.monotonic() - self.started) / (60 * o.minutes))
+        return (1 - self.step / o.steps) / (1 - o.decay_from)
+
+    def _update(self, batches: list[Batch]) -> float:
+        _schedule(self.optimizer, self.options, self.step, self._left())
+        total = sum(float(batch.weights.sum()) for batch in batches)
+        value = 0.0
+        for batch in batches:
+            loss = _losses(self.model, batch, self.device) / total
+            loss.backward()  # type: ignore[no-untyped-call]  # torch declares it without types
+            value += loss.item()
+            self.tokens += batch.tokens
+        if self.step % self.options.pairs_every == 0 and self.step >= self.options.early_steps:
+            self._pairs_step()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
-        self.tokens += batch.tokens
-        return loss.item()
+        return value
+
+    def _pairs_step(self) -> None:
+        pairs = passage_pairs(self.tokenizer, self.options.seed, self.step, self.options.pairs)
+        loss = pairs_loss(self.model, pairs, self.device) * self.options.pairs_weight
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.tokens += pairs.tokens
 
     def run(self) -> None:
         options = self.options
-        rows = held_out_rows(self.tokenizer, per_skill=24, seed=5)
+        rows = held_out_rows(self.tokenizer, per_skill=10, seed=5)
         log = (self.folder / "log.jsonl").open("a", encoding="utf-8")
         bar = tqdm(total=options.steps, initial=self.step, unit="step", dynamic_ncols=True)
         average = 0.0
         batches = self._batches()
         with log, bar:
-            while self.step < options.steps:
+            while self.step < options.steps and self._left() > 0:
                 start = time.perf_counter()
-                loss = self._update(next(batches))
+                loss = self._update([next(batches) for _ in range(options.batches_per_step)])
                 self.seconds += time.perf_counter() - start
                 average = loss if average == 0 else 0.98 * average + 0.02 * loss
                 bar.update()
                 if self.step % 20 == 0:
                     speed, millions = self.tokens / self.seconds, self.tokens / 1e6
                     bar.set_postfix_str(f"loss {average:.3f}, {millions:.2f} M tokens, {speed:.0f}/s")
-                if self.step % options.evaluate_every == 0 or self.step == options.steps:
-                    record = self._record(average, score(self.model, rows, self.device))
+                if self.step % options.evaluate_every == 0:
+                    exact = score(self.model, rows, self.device)
+                    exact["embedding"] = self._recall()
+                    record = self._record(average, exact)
                     bar.write(json.dumps(record))
                     log.write(json.dumps(record) + "\n")
                     log.flush()
-                if self.step % options.save_every == 0 or self.step == options.steps:
+                if self.step % options.save_every == 0:
                     self.save()
+        self.save()
+
+    @torch.no_grad()
+    def _recall(self, count: int = 50) -> float:
+        """Share of held-out questions whose own passage of 50 is the closest."""
+        pairs = passage_pairs(self.tokenizer, 7, 0, count, "test")
+        questions, passages = self.model.embed(pairs.ids, pairs.real).chunk(2)
+        return float(((questions @ passages.T).argmax(1) == torch.arange(count)).float().mean())
 
     def _record(self, loss: float, exact: dict[str, float]) -> dict[str, Any]:
         return {

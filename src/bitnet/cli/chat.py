@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from bitnet.cli import options
+from bitnet.cli.notice import note_bundled
 from bitnet.cli.terminal import complain, decode, note, note_ending, write, write_answer
 from bitnet.errors import BitNetError
 from bitnet.values import Delta, GenerateOptions, Message
@@ -66,6 +67,7 @@ def chat(
             raise BitNetError("this model has no chat template, it only continues text: use bitnet run --raw")
         conversation = _Conversation(loaded, system, how, settings.stream)
         if interactive:
+            note_bundled(model)
             note(f"{loaded.info.name}. /help lists commands, Ctrl-C stops an answer, Ctrl-D leaves.")
         for line in _typed_lines() if interactive else _piped_lines():
             try:

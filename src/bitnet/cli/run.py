@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from bitnet.cli import options
+from bitnet.cli.notice import note_bundled
 from bitnet.cli.terminal import decode, note_ending, write, write_answer
 from bitnet.errors import ValidationError
 from bitnet.values import Delta
@@ -68,6 +69,8 @@ def run(
         else:
             messages = [] if system is None else [{"role": "system", "content": system}]
             generation = loaded.stream_chat([*messages, {"role": "user", "content": prompt}], **how)
+        if not as_json:
+            note_bundled(model)
         if as_json:
             write(json.dumps(generation.result().to_dict(), ensure_ascii=False, indent=2) + "\n")
         else:

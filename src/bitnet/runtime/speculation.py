@@ -24,8 +24,9 @@ NEWEST = 1 / 8
 
 # What one more token adds to a step, as a share of a step of one token, and the most tokens of a step. With
 # the 2B model on two AVX2 cores, steps of 2, 4, 8 and 11 tokens take 1.2, 1.9, 2.7 and 2.7 times as long as
-# one of one token; from 12 tokens on (3.7) table lookup takes over, which is made for whole tiles of 32.
-TOKEN_COST = 0.22
+# one of one token; from 12 tokens on (3.7) table lookup takes over, which is made for whole tiles of 32. That
+# is 0.2 a token; more is asked for, because a neighbour without guesses waits for those of others.
+TOKEN_COST = 0.3
 MAX_STEP_TOKENS = 11
 
 
@@ -49,6 +50,7 @@ class PromptLookup:
         self._n_alike = 0  # tokens before it that are like the last ones
         self._odds_loose, self._odds_firm = FIRST_ODDS_LOOSE, FIRST_ODDS_FIRM
         self._find()
+        self._remember()
 
     def appended(self) -> None:
         """A token was appended."""
@@ -64,10 +66,13 @@ class PromptLookup:
                 self._n_alike += 1
         if source is None or self._source == source:
             self._find()
-        n = len(token_ids)
-        # Those that end with the last token: what follows it is not there yet.
-        self._long[tuple(token_ids[-LONG:])] = n
-        self._short[tuple(token_ids[-SHORT:])] = n
+        self._remember()
+
+    def _remember(self) -> None:
+        """The last tokens, too, after they were looked for: what follows them comes next."""
+        n = len(self._token_ids)
+        self._long[tuple(self._token_ids[-LONG:])] = n
+        self._short[tuple(self._token_ids[-SHORT:])] = n
 
     def _find(self) -> None:
         for n_alike, known in ((LONG, self._long), (SHORT, self._short)):

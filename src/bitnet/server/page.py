@@ -33,7 +33,8 @@ def _page() -> tuple[bytes, Headers]:
 def content_security_policy(page: bytes) -> bytes:
     """Only the scripts and styles that are in the page itself, by their hashes; requests only to this server.
 
-    So nothing that a model writes can become a script, whatever the page does with it. Attributes such as
+    So nothing that a model writes can become a script, whatever the page does with it; browsers that know
+    Trusted Types do not let it make HTML of text at all (innerHTML raises TypeError). Attributes such as
     onclick="..." and style="..." do not work in it; listeners and element.style do.
     """
     hashes: dict[bytes, list[str]] = {b"script": [], b"style": []}
@@ -45,5 +46,6 @@ def content_security_policy(page: bytes) -> bytes:
     scripts, styles = (" ".join(hashes[kind]) or "'none'" for kind in (b"script", b"style"))
     return (
         f"default-src 'none'; script-src {scripts}; style-src {styles}; connect-src 'self'; "
-        "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+        "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
+        "require-trusted-types-for 'script'; trusted-types 'none'"
     ).encode()

@@ -41,6 +41,7 @@ class ModelInfo:
     quant_type, tiles: how ternary products are computed, see bitnet.BitNet. embd_type: what embedding and
     head are kept as, such as "F16".
     repairs: what was wrong in the file and is handled; warnings: what else its user should know.
+    In api mode path is the server's address, and what the server does not tell is 0 or empty.
     """
 
     name: str

@@ -2,31 +2,86 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 
+from . import prompts
 from .chat import chat, chat_copy, dialogue
+from .choosing import options
 from .copying import copying
 from .facts import facts, unknown
-from .reading import reading
-from .source import Message, Sample, Source, held_out
+from .judging import condense, judge
+from .pairs import passage_pair
+from .reading import conversation, reading, refine
+from .source import Family, Message, Sample, Source, held_out, unmarked
 from .story import story
-from .structured import options, schema
+from .structured import invention, schema
 from .sums import arithmetic
-from .tools import tools
+from .tools import forced, tools
 
-Mix = dict[Callable[[Source], Sample], float]
+Skill = Callable[[Source], Family | Sample]
+Mix = dict[Skill, float]
 
-# Shares of samples; a tool sample has eight times the tokens of a fact.
+# Shares of families. One of tools has ten times the tokens of a fact, and five conversations.
 MIX: Mix = {
-    facts: 42, unknown: 2, chat: 11, chat_copy: 8, dialogue: 6, copying: 9, arithmetic: 7, reading: 6,
-    story: 3, options: 2, tools: 3, schema: 1,
+    facts: 150, unknown: 4, chat: 25, chat_copy: 10, dialogue: 2, copying: 18, arithmetic: 0.3, story: 1,
+    reading: 20, refine: 0.4, conversation: 1, judge: 0.8, condense: 0.4,
+    tools: 17, forced: 1.5, schema: 2, invention: 0.2, options: 11,
 }  # fmt: skip
 # The constructed start is kept by much copying in the first minutes.
 EARLY: Mix = {facts: 22, chat: 10, chat_copy: 10, copying: 42, reading: 6, arithmetic: 5, story: 2, tools: 3}
 
 
+def draw_family(source: Source, mix: Mix = MIX) -> Family:
+    drawn = source.weighted(list(mix), list(mix.values()))(source)
+    return [drawn] if isinstance(drawn, Sample) else drawn
+
+
 def draw(source: Source, mix: Mix = MIX) -> Sample:
-    return source.weighted(list(mix), list(mix.values()))(source)
+    return source.choice(draw_family(source, mix))
+
+
+def held_out_samples(per_skill: int, seed: int) -> list[Sample]:
+    """Samples of the test split, the same number of every skill."""
+    found: dict[str, list[Sample]] = {}
+    for generator in MIX:
+        source = Source("test", f"{generator.__name__}-{seed}")
+        own: dict[str, list[Sample]] = defaultdict(list)
+        # Some skills of a generator are rare; the bound only protects against one that never fills.
+        for attempt in range(60 * per_skill):
+            drawn = generator(source)
+            sample = drawn if isinstance(drawn, Sample) else source.choice(drawn)
+            if len(own[sample.skill]) < per_skill:
+                own[sample.skill].append(sample)
+            if attempt > 3 * per_skill and all(len(samples) == per_skill for samples in own.values()):
+                break
+        found |= own
+    return [sample for skill in sorted(found) for sample in found[skill]]
+
+
+# The tokenizer sees more of the long formats than training does: their words must not fall apart.
+_FOR_TOKENIZER: Mix = {**MIX, facts: 20, reading: 12, tools: 10, schema: 6, options: 4, copying: 5}
+
+
+_SCHEMA_WORDS = (
+    '{"anyOf": [{"type": "string"}, {"type": "null"}], "default": null, "title": "Value", '
+    '"description": "The"}',
+    '{"additionalProperties": false, "enum": ["a", "b"], "items": {"type": "number"}, "minimum": 0, '
+    '"maximum": 9}',
+    '{"properties": {"setup": {"title": "Setup", "type": "string"}}, "required": ["setup"], "title": "Joke"}',
+)
+
+
+def tokenizer_texts(seed: int, count: int = 20_000) -> Iterator[str]:
+    """What the tokenizer is learned from: conversations, and the fixed prompts of the libraries."""
+    source = Source("train", f"tokenizer-{seed}")
+    for _ in range(count):
+        for role, text in draw(source, _FOR_TOKENIZER).messages:
+            yield f"{role.capitalize()}: {unmarked(text)}"
+    fixed = [value for name, value in vars(prompts).items() if name.isupper()]
+    texts = [text for value in fixed for text in ([value] if isinstance(value, str) else value)]
+    for _ in range(count // 100):
+        yield from (*texts, *_SCHEMA_WORDS)
 
 
 def samples(source: Source, mix: Mix = MIX) -> Iterator[Sample]:
@@ -34,4 +89,8 @@ def samples(source: Source, mix: Mix = MIX) -> Iterator[Sample]:
         yield draw(source, mix)
 
 
-__all__ = ["EARLY", "MIX", "Message", "Mix", "Sample", "Source", "draw", "held_out", "samples"]
+__all__ = [
+    "EARLY", "MIX", "Family", "Message", "Mix", "Sample", "Source", "draw", "draw_family", "held_out",
+    "held_out_samples",
+    "passage_pair", "samples", "tokenizer_texts", "unmarked",
+]  # fmt: skip

@@ -50,7 +50,7 @@ def chat(source: Source) -> Sample:
     return Sample([*source.system(), ("user", said), ("assistant", answer)], "chat")
 
 
-def _introduction(source: Source, name: str) -> list[Message]:
+def introduction(source: Source, name: str) -> list[Message]:
     return [
         ("user", source.choice(_INTRODUCTIONS).format(name)),
         ("assistant", f"Nice to meet you, {name}!"),
@@ -78,7 +78,7 @@ def chat_copy(source: Source) -> Sample:
         ]
     elif kind <= 6:
         name = source.first_name()
-        messages = source.system() + _introduction(source, name)
+        messages = source.system() + introduction(source, name)
         if source.chance(0.3):
             messages += _filler(source)
         if source.chance(0.8):
@@ -106,7 +106,7 @@ def dialogue(source: Source) -> Sample:
     name = source.first_name() if source.chance(0.5) else None
     messages = source.system()
     if name:
-        messages += _introduction(source, name)
+        messages += introduction(source, name)
     # A few are long, so that every position of the context is trained.
     turns = source.integer(6, 24) if source.chance(0.06) else source.integer(1 if name else 2, 3)
     for _ in range(turns):

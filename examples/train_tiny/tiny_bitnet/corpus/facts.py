@@ -7,7 +7,7 @@ other wordings. "unknown": questions about invented countries and books, which m
 from __future__ import annotations
 
 from . import world
-from .source import Sample, Source
+from .source import MARK, Sample, Source, marked, unmarked
 
 _QUESTION_SHARE = 24.0  # weight of questions.txt beside the weights of the families
 _PREFIXES = ("", "", "", "Question: ", "Please answer: ", "Tell me: ", "Can you answer this? ", "Hi! ")
@@ -26,7 +26,13 @@ def _with_article(noun: str) -> str:
 
 
 def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]
+    first = text.startswith(MARK)
+    return text[:first] + text[first : first + 1].upper() + text[first + 1 :]
+
+
+def _answer(family: world.Family, subject: str, value: str) -> str:
+    forms = _forms(subject, value)
+    return _capital(family.answer.format(**{**forms, "b": marked(value), "nb": marked(forms["nb"])}))
 
 
 def _forms(subject: str, value: str) -> dict[str, str]:
@@ -63,7 +69,7 @@ def family_question(source: Source, family: world.Family) -> tuple[str, str] | N
     if not _allowed(source, f"{family.name}|{subject}", wording, family.questions[0]):
         return None
     forms = _forms(subject, value)
-    return wording.format(**forms), _capital(family.answer.format(**forms))
+    return wording.format(**forms), _answer(family, subject, value)
 
 
 def single_question(source: Source) -> tuple[str, str] | None:
@@ -93,14 +99,18 @@ def unknown(source: Source) -> Sample:
     wordings, answer = source.choice(_UNKNOWN)
     thing = source.invented_name(2, 4)
     asked = source.choice(wordings).format(thing)
-    return Sample([*source.system(), ("user", asked), ("assistant", answer.format(thing))], "unknown")
+    return Sample([*source.system(), ("user", asked), ("assistant", answer.format(marked(thing)))], "unknown")
 
 
 def canonical_questions() -> list[tuple[str, str, str]]:
     """Every fact once: family, question in its first wording, answer."""
     found = [
-        (family.name, family.questions[0].format(**forms), _capital(family.answer.format(**forms)))
+        (
+            family.name,
+            family.questions[0].format(**_forms(subject, value)),
+            unmarked(_answer(family, subject, value)),
+        )
         for family in world.FAMILIES
-        for forms in (_forms(subject, value) for subject, value in family.entries)
+        for subject, value in family.entries
     ]
     return found + [("questions.txt", wordings[0], answer) for wordings, answer in world.QUESTIONS]

@@ -16,11 +16,31 @@ T = TypeVar("T")
 Message = tuple[str, str]  # (role, text)
 
 
+# In the assistant's messages these enclose what decides: the loss weighs it more than the rest.
+MARK, UNMARK = "\x02", "\x03"
+
+
+def marked(value: object) -> str:
+    return f"{MARK}{value}{UNMARK}"
+
+
+def unmarked(text: str) -> str:
+    return text.replace(MARK, "").replace(UNMARK, "")
+
+
 class Sample(NamedTuple):
     """One conversation; the model is trained on the assistant's messages."""
 
     messages: list[Message]
     skill: str
+    forced: bool = False  # a grammar will force how the answer begins: only what is marked is trained
+
+    def plain(self) -> list[Message]:
+        """The messages without marks."""
+        return [(role, unmarked(text)) for role, text in self.messages]
+
+
+Family = list[Sample]  # conversations that begin alike, which share the computation of that beginning
 
 
 def held_out(key: str) -> bool:
@@ -66,6 +86,14 @@ class Source:
     def pick(self, options: Sequence[str]) -> str:
         """A choice restricted to this split."""
         return self.until_allowed(lambda: self.choice(options))
+
+    def wording(self, options: Sequence[str], key: str = "") -> str:
+        """A wording of this split. The first one is always in training, so that nothing goes untaught."""
+        if self.split == "train":
+            allowed = [w for i, w in enumerate(options) if i == 0 or not held_out(f"wording|{key}|{w}")]
+        else:
+            allowed = [w for w in options[1:] if held_out(f"wording|{key}|{w}")] or list(options)
+        return self.choice(allowed)
 
     # entities
 
@@ -118,6 +146,45 @@ class Source:
 
         return self.until_allowed(make)
 
+    def foreign_phrase(self) -> str:
+        """One to three words of one script."""
+        first, last = self.choice(words.SCRIPTS)
+        size = self.weighted((1, 2, 3), (6, 3, 1))
+
+        def make() -> str:
+            parts = [
+                "".join(chr(self.integer(first, last)) for _ in range(self.integer(2, 6)))
+                for _ in range(size)
+            ]
+            return " ".join(parts)
+
+        return self.until_allowed(make)
+
+    def accented(self) -> str:
+        """An invented name with letters beyond ASCII."""
+        name = self.invented_name(2, 3)
+        place = self.integer(1, len(name) - 1)
+        return name[:place] + self.choice("äöüéèñçøåßáíóúłőžšć") + name[place + 1 :]
+
+    def date(self) -> str:
+        year, month, day = self.integer(1990, 2035), self.integer(1, 12), self.integer(1, 28)
+        return f"{year}-{month:02}-{day:02}"
+
+    def time(self) -> str:
+        return f"{self.integer(0, 23)}:{self.integer(0, 59):02}"
+
+    def email(self) -> str:
+        return f"{self.word(1, 2)}@{self.word(1, 2)}.{self.choice(('com', 'org', 'net', 'io'))}"
+
+    def decimal(self) -> float:
+        return round(self.integer(1, 9999) / self.choice((10, 10, 100)), 2)
+
+    def digits(self) -> str:
+        """A long number, as of an order or a phone."""
+        return self.until_allowed(
+            lambda: "".join(self.choice("0123456789") for _ in range(self.integer(5, 10)))
+        )
+
     def pick_noun(self) -> str:
         return self.pick(words.NOUNS)
 
@@ -137,7 +204,9 @@ class Source:
         makers: list[tuple[Callable[[], str], float]] = [
             (lambda: self.word(1, 4), 30),
             (self.first_name, 15),
-            (self.foreign, 12),
+            (self.foreign_phrase, 14),
+            (self.accented, 3),
+            (self.digits, 4),
             (lambda: str(self.number()), 12),
             (self.phrase, 16),
             (self.identifier, 15),
@@ -148,4 +217,8 @@ class Source:
 
     def system(self, probability: float = 0.3) -> list[Message]:
         """Sometimes a plain system prompt, which changes nothing in the answer."""
-        return [("system", self.choice(words.SYSTEM_PROMPTS))] if self.chance(probability) else []
+        text = self.system_text(probability)
+        return [("system", text)] if text else []
+
+    def system_text(self, probability: float) -> str:
+        return self.choice(words.SYSTEM_PROMPTS) if self.chance(probability) else ""

@@ -5,7 +5,7 @@ Held out are pairs of a sum and a wording.
 
 from __future__ import annotations
 
-from .source import Sample, Source
+from .source import Sample, Source, marked
 
 _WORDINGS = (
     "What is {a} {op} {b}?", "What is {a} {word} {b}?", "{a} {op} {b} = ?", "Compute {a} {op} {b}.",
@@ -26,4 +26,6 @@ def arithmetic(source: Source) -> Sample:
             break
     result = {"+": a + b, "-": a - b, "*": a * b}[op]
     asked = wording.format(a=a, b=b, op=op, word=_WORDS[op])
-    return Sample([*source.system(0.15), ("user", asked), ("assistant", f"{a} {op} {b} = {result}")], "arith")
+    return Sample(
+        [*source.system(0.15), ("user", asked), ("assistant", f"{a} {op} {b} = {marked(result)}")], "arith"
+    )

@@ -1,182 +1,237 @@
-"""Skills "tool_call", "tool_answer" and "tool_none": functions listed in the system prompt, Hermes style."""
+"""Conversations with functions, Hermes style: "tool_call", "tool_none" (none is needed), "tool_answer" (from
+a result), "tool_pair" (two calls at once), "tool_forced" (a grammar demands a call, whatever is said)."""
 
 from __future__ import annotations
 
 import json
-from typing import Any, NamedTuple
+from collections.abc import Callable
 
 from . import words
-from .chat import chat
+from .chat import chat, introduction
 from .facts import facts
-from .source import Message, Sample, Source
+from .source import Family, Message, Sample, Source, marked
+from .tool_specs import Arguments, Tool, Value, definition, make_tools, spoken, value_of
 from .words import listed
 
-Arguments = dict[str, str | int]
 
-_VERBS = listed(
-    "get find search create set send book convert compute check list open delete update translate play order "
-    "track add show make start lookup count fetch"
-)
-_TOPICS = listed(
-    "weather user order email message flight ticket price stock song movie event task note file alarm timer "
-    "light room table item product city country customer account payment report recipe route map news photo "
-    "contact reminder score team game password label value"
-)
-_ARGUMENTS = {
-    "string": listed(
-        "name city location query title text topic product item song user customer country subject message "
-        "label keyword"
-    ),
-    "integer": listed("count number amount id input x y age quantity limit minutes size n value price year"),
-}
-
-
-class Tool(NamedTuple):
-    name: str
-    types: dict[str, str]  # argument name -> JSON schema type
-    definition: dict[str, Any]  # as in the OpenAI API
-
-
-def tool_prompt(tools: list[Tool], before: str = "") -> str:
+def tool_prompt(definitions: list[dict[str, object]], before: str = "") -> str:
     """The system text that lists the functions."""
-    listed = "\n".join(json.dumps(tool.definition, ensure_ascii=False) for tool in tools)
+    lines = "\n".join(json.dumps(entry, ensure_ascii=False) for entry in definitions)
     prompt = (
-        f"# Tools\n<tools>\n{listed}\n</tools>\n"
+        f"# Tools\n<tools>\n{lines}\n</tools>\n"
         'To call a tool, reply <tool_call>{"name": ..., "arguments": {...}}</tool_call>'
     )
     return f"{before}\n\n{prompt}" if before else prompt
 
 
+def _marked_value(value: Value) -> str:
+    if isinstance(value, str):
+        # The closing quote ends the value, a decision as well.
+        return '"' + marked(json.dumps(value, ensure_ascii=False)[1:])
+    return marked(json.dumps(value))
+
+
 def call_text(name: str, arguments: Arguments) -> str:
-    call = json.dumps({"name": name, "arguments": arguments}, ensure_ascii=False)
-    return f"<tool_call>{call}</tool_call>"
-
-
-def _spoken(name: str) -> str:
-    """A tool name as words: getUser, get_user -> "get user"."""
-    spaced = "".join(f" {c.lower()}" if c.isupper() else " " if c == "_" else c for c in name)
-    return spaced.strip()
-
-
-def _tool_name(source: Source) -> str:
-    def make() -> str:
-        verb = source.choice(_VERBS) if source.chance(0.8) else source.word(1, 2)
-        topic = source.choice(_TOPICS) if source.chance(0.7) else source.word(1, 2)
-        forms = (f"{verb}_{topic}", f"{topic}_{verb}", f"{topic}_function", verb + topic.capitalize())
-        return source.weighted(forms, (3, 1, 1, 1))
-
-    return source.until_allowed(make)
-
-
-def _value(source: Source, kind: str, argument: str) -> str | int:
-    if kind == "integer":
-        return source.number()
-    if argument in ("city", "location", "country"):
-        return source.city() if source.chance(0.85) else source.foreign()
-    if argument in ("name", "user", "customer"):
-        return source.full_name() if source.chance(0.75) else source.foreign()
-    return source.weighted((source.phrase, source.word, source.foreign, source.full_name), (5, 3, 1, 1))()
-
-
-def make_tool(source: Source) -> Tool:
-    name = _tool_name(source)
-    types: dict[str, str] = {}
-    wanted = source.choice((0, 1, 1, 1, 1, 2, 2, 3))
-    while len(types) < wanted:
-        kind = source.choice(("string", "string", "integer"))
-        types[source.choice(_ARGUMENTS[kind]) if source.chance(0.85) else source.word(1, 2)] = kind
-    said = _spoken(name)
-    title = said.capitalize()
-    description = source.choice(
-        (f"{title}.", f"Use this to {said}.", f"{title} for the user.", f"Tool to {said}")
+    pairs = ", ".join(
+        f"{json.dumps(a, ensure_ascii=False)}: {_marked_value(v)}" for a, v in arguments.items()
     )
-    if types and source.chance(0.3):
-        description += f" {source.choice(('by', 'with', 'for', 'using'))} {' and '.join(types)}"
-    properties = {
-        argument: {"description": f"The {argument}", "type": kind} if source.chance(0.25) else {"type": kind}
-        for argument, kind in types.items()
-    }
-    parameters = {"type": "object", "properties": properties, "required": list(types)}
-    function = {"name": name, "description": description, "parameters": parameters}
-    return Tool(name, types, {"type": "function", "function": function})
+    return f'<tool_call>{{"name": "{marked(name)}", "arguments": {{{pairs}}}}}</tool_call>'
 
 
-def _quoted(source: Source, value: str | int) -> str:
-    if isinstance(value, int) or source.chance(0.6):
-        return str(value)
-    return source.choice(("'{}'", '"{}"')).format(value)
+_SKY = ("sunny", "cloudy", "rainy", "windy", "foggy", "clear", "snowy")
+_FIELDS = listed("status price time total name id color city temperature answer value result owner size")
 
 
-def request(source: Source, tool: Tool) -> tuple[str, Arguments]:
-    """What a user asks so that `tool` must be called, and the arguments of that call."""
-    said = _spoken(tool.name)
-    title, topic = said.capitalize(), said.split()[-1]
-    values: Arguments = {a: _value(source, kind, a) for a, kind in tool.types.items()}
-    if not values:
-        forms = [title, f"Please {said}.", f"What is the value of {tool.name}()? Use the tool.",
-                 f"Call {tool.name}.", f"Can you {said}?"]  # fmt: skip
-        return source.choice(forms), values
-    if source.chance(0.15):
-        call = f"{tool.name}({', '.join(str(v) for v in values.values())})"
-        forms = ["What is the value of {}? Use the tool.", "Call {}", "Run {}.", "Please use {}."]
-        return source.choice(forms).format(call), values
-    if len(values) == 1:
-        ((argument, value),) = values.items()
-        v = _quoted(source, value)
-        forms = [
-            f"{title} {v}", f"{title} for {v}.", f"Please {said} with {argument} {v}.",
-            f"What is the {topic} in {v}?", f"What is the {topic} of {v}?", f"Can you {said} for {v}?",
-            f"I need to {said}: {v}", f"{v}: {said} please", f"Use the tool to {said} {v}.",
-            f"{title} where the {argument} is {v}.",
-        ]  # fmt: skip
-        return source.choice(forms), values
-    listed = list(values.items())
-    if source.chance(0.25):
-        return f"{title} {source.choice((', ', ' and ')).join(_quoted(source, v) for _, v in listed)}", values
-    if source.chance(0.3):
-        source.random.shuffle(listed)
-    pair = source.choice(("{} {}", "{} is {}", "{}: {}", "the {} is {}", "{} = {}"))
-    joined = source.choice((", ", " and ")).join(pair.format(a, _quoted(source, v)) for a, v in listed)
-    forms = ["{} with {}.", "Please {}, {}.", "{}: {}", "I want to {}; {}", "Can you {} where {}?"]
-    sentence = source.choice(forms)
-    return sentence.format(said if source.chance(0.5) else title, joined), values
+def _found(source: Source) -> Value:
+    make: Callable[[Source], Value] = source.choice(
+        (Source.number, Source.phrase, Source.full_name, Source.city, Source.decimal, Source.foreign_phrase,
+         Source.date, Source.word, Source.number)
+    )  # fmt: skip
+    return make(source)
 
 
-def _result(source: Source, tool: Tool) -> tuple[str, str]:
-    """What the tool returns, and what the assistant makes of it."""
-    kind = source.integer(0, 3)
-    if kind == 0:
-        value = source.choice((str(source.number()), source.phrase(), source.full_name(), source.city()))
-        return value, f"The result is {value}."
-    if kind == 1:
-        field = source.choice(("result", "value", "answer", _spoken(tool.name).split()[-1]))
-        found = source.choice((source.number(), source.phrase(), source.full_name()))
-        return json.dumps({field: found}, ensure_ascii=False), f"The {field} is {found}."
-    if kind == 2:
-        one, two = source.sample(("status", "price", "time", "total", "name", "id", "color", "city"), 2)
-        table = {one: source.choice((source.number(), source.phrase())), two: source.word()}
-        answer = f"The {one} is {table[one]} and the {two} is {table[two]}."
-        return json.dumps(table, ensure_ascii=False), answer
-    sky = source.choice(("sunny", "cloudy", "rainy", "windy", "foggy", "clear"))
-    return f"{sky}, {(degrees := source.integer(-9, 39))} degrees", f"It is {sky}, {degrees} degrees."
-
-
-def tools(source: Source) -> Sample:
-    available: dict[str, Tool] = {}
-    wanted = source.choice((1, 1, 2, 2, 3))
-    while len(available) < wanted:
-        tool = make_tool(source)
-        available[tool.name] = tool
-    before = source.choice(words.SYSTEM_PROMPTS) if source.chance(0.3) else ""
-    system: Message = ("system", tool_prompt(list(available.values()), before))
+def result(source: Source, tool: str) -> tuple[str, str]:
+    """What a tool returns, and what the assistant makes of it."""
     kind = source.integer(0, 9)
-    if kind >= 8:
-        plain = chat(source) if kind == 8 else facts(source)
-        return Sample([system, *(m for m in plain.messages if m[0] != "system")], "tool_none")
-    tool = source.choice(list(available.values()))
-    asked, values = request(source, tool)
-    messages: list[Message] = [system, ("user", asked), ("assistant", call_text(tool.name, values))]
+    if kind <= 2:
+        value = _found(source)
+        return str(value), f"The {marked('result')} is {marked(value)}."
     if kind <= 4:
-        return Sample(messages, "tool_call")
-    result, answer = _result(source, tool)
-    return Sample([*messages, ("tool", result), ("assistant", answer)], "tool_answer")
+        field = spoken(tool).split()[-1] if source.chance(0.4) else source.choice(_FIELDS)
+        value = _found(source)
+        return json.dumps({field: value}, ensure_ascii=False), f"The {marked(field)} is {marked(value)}."
+    if kind == 5:
+        one, two = source.sample(_FIELDS, 2)
+        table = {one: _found(source), two: _found(source)}
+        said = " and ".join(f"the {marked(f)} is {marked(v)}" for f, v in table.items())
+        return json.dumps(table, ensure_ascii=False), said[0].upper() + said[1:] + "."
+    if kind == 6:
+        problem = source.choice(
+            ("not found", "no access", "timeout", f"unknown {source.word()}", source.phrase())
+        )
+        return f"Error: {problem}", f"{marked('Sorry')}, the tool failed: {marked(problem)}."
+    sky, degrees = source.choice(_SKY), source.integer(-9, 39)
+    if kind == 7:
+        return f"{sky}, {degrees} degrees", f"{marked('It')} is {marked(f'{sky}, {degrees} degrees')}."
+    # A sentence is an answer as it is.
+    place, thing = source.city(), source.pick_noun()
+    sentence = source.choice((
+        f"It is {sky} in {place}.", f"It's {degrees} degrees and {sky} in {place}.",
+        f"The weather in {place} is {sky}.", f"The {thing} costs {source.number()} dollars.",
+        f"{source.full_name()} lives in {place}.", f"The {thing} was sent to {place}.",
+        f"There are {source.number()} {thing}s left.", f"{place} has {source.number()} people.",
+    ))  # fmt: skip
+    return sentence, marked(sentence)
+
+
+def _small_talk(source: Source) -> list[Message]:
+    """A turn for which no tool is needed."""
+    kind = source.integer(0, 9)
+    if kind <= 4:
+        return [m for m in chat(source).messages if m[0] != "system"]
+    if kind <= 7:
+        return [m for m in facts(source).messages if m[0] != "system"]
+    return introduction(source, source.first_name())
+
+
+def _turn(source: Source, tool: Tool, answered: float) -> list[Message]:
+    """A request, its call and perhaps the answer from the result."""
+    asked, values = tool.ask(source)
+    messages: list[Message] = [("user", asked), ("assistant", call_text(tool.name, values))]
+    if source.chance(answered):
+        returned, answer = result(source, tool.name)
+        messages += [("tool", returned), ("assistant", answer)]
+    return messages
+
+
+def _skill(messages: list[Message]) -> str:
+    if len(messages) == 2:
+        return "tool_call" if messages[1][1].startswith("<tool_call>") else "tool_none"
+    return "tool_answer"
+
+
+def _pair(source: Source, tools: list[Tool]) -> list[Message]:
+    """Two requests in one message: two calls in one answer, then both results."""
+    one, two = source.choice(tools), source.choice(tools)
+    (first, first_values), (second, second_values) = one.ask(source), two.ask(source)
+    joined = source.choice((" And ", " ", " Then: ", "\n", " Also: "))
+    calls = call_text(one.name, first_values) + call_text(two.name, second_values)
+    (r1, a1), (r2, a2) = result(source, one.name), result(source, two.name)
+    return [
+        ("user", first + joined + second), ("assistant", calls), ("tool", r1), ("tool", r2),
+        ("assistant", f"{a1} {a2}"),
+    ]  # fmt: skip
+
+
+def tools(source: Source) -> Family:
+    available = make_tools(source, source.weighted((1, 2, 3, 4), (4, 5, 2, 1)))
+    before = source.choice(words.SYSTEM_PROMPTS) if source.chance(0.35) else ""
+    system: Message = ("system", tool_prompt([tool.definition for tool in available], before))
+    # A conversation that went before, for all of them: sometimes with a call, so that calls do not repeat.
+    history: list[Message] = []
+    if source.chance(0.25):
+        history = _turn(source, source.choice(available), 1.0) if source.chance(0.7) else _small_talk(source)
+    family = []
+    for _ in range(5):
+        if source.chance(0.25):
+            messages = _small_talk(source)
+        elif source.chance(0.06):
+            messages = _pair(source, available)
+            family.append(Sample([system, *history, *messages], "tool_pair"))
+            continue
+        else:
+            messages = _turn(source, source.choice(available), 0.45)
+        family.append(Sample([system, *history, *messages], _skill(messages)))
+    return family
+
+
+# Functions whose call is the answer, as libraries use them for structured output.
+_RECORDS = listed(
+    "Person Customer Invoice Product Order Event Book Movie City Recipe Answer Contact Employee Report Song "
+    "Pet"
+)
+
+
+def record_text(source: Source, record: Arguments) -> str:
+    """A text that tells the values of a record."""
+    fields = list(record.items())
+    if "name" in record and source.chance(0.6):
+        name = record["name"]
+        sayings = {"city": "lives in {}", "age": "is {} years old", "job": "works as a {}"}
+        other = [(f, v) for f, v in fields if f != "name"]
+        parts = [sayings.get(f, "has the " + f.replace("_", " ") + " {}").format(said(v)) for f, v in other]
+        if source.chance(0.3):
+            pronoun = source.choice(("He", "She"))
+            return (
+                " ".join(f"{name if i == 0 else pronoun} {part}." for i, part in enumerate(parts))
+                or f"{name}."
+            )
+        return f"{name} {' and '.join(parts)}." if parts else f"My name is {name}."
+    if source.chance(0.5):
+        source.random.shuffle(fields)
+    pair = source.choice(("{}: {}", "the {} is {}", "{} = {}", "{} {}", "The {} is {}."))
+    joined = " " if pair.endswith(".") else source.choice((", ", "; ", "\n", " and ", " "))
+    return joined.join(pair.format(f.replace("_", " "), said(v)) for f, v in fields)
+
+
+def said(value: Value) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return str(value)
+
+
+_RECORD_FIELDS = {
+    "name": "string", "city": "string", "age": "integer", "job": "string", "color": "string",
+    "price": "number",
+    "product": "string", "year": "integer", "title": "string", "quantity": "integer", "date": "string",
+    "email": "string", "company": "string", "country": "string", "author": "string", "amount": "integer",
+}  # fmt: skip
+
+
+def record(source: Source) -> tuple[dict[str, str], Callable[[Source], Arguments]]:
+    """Fields with types, and what makes values for them."""
+    known = source.sample(list(_RECORD_FIELDS), source.weighted((1, 2, 3, 4), (2, 4, 3, 1)))
+    types = {field: _RECORD_FIELDS[field] for field in known}
+    if source.chance(0.15):
+        types["member"] = "boolean"
+    if source.chance(0.2):
+        types[source.word(1, 2)] = "string"
+
+    def make(source: Source) -> Arguments:
+        return {field: record_value(source, field, kind) for field, kind in types.items()}
+
+    return types, make
+
+
+def record_value(source: Source, field: str, kind: str) -> Value:
+    if kind == "boolean":
+        return source.chance(0.5)
+    if field == "age":
+        return source.integer(5, 99)
+    if field == "year":
+        return source.integer(1900, 2030)
+    if field == "job":
+        return source.choice(words.JOBS)
+    if field == "author":
+        return source.full_name()
+    return value_of(source, kind, field)
+
+
+def forced(source: Source) -> Family:
+    """Records as functions: the call is demanded, its beginning is not the model's choice."""
+    name = source.choice(_RECORDS)
+    types, make = record(source)
+    description = source.choice((name, f"A {name.lower()}.", f"Information about a {name.lower()}.", ""))
+    available = [definition(source, name, description, types)]
+    system: Message = ("system", tool_prompt(available, source.system_text(0.25)))
+    family = []
+    for _ in range(4):
+        values = make(source)
+        text = record_text(source, values)
+        if source.chance(0.3):
+            text = source.choice(
+                ("Extract the data: {}", "{}\nUse the tool.", "Save this: {}", "Text: {}")
+            ).format(text)
+        messages: list[Message] = [system, ("user", text), ("assistant", call_text(name, values))]
+        family.append(Sample(messages, "tool_forced", forced=True))
+    return family

@@ -13,7 +13,7 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -34,7 +34,7 @@ from .answers import Answers, together
 from .bodies import Call, calls_for, embedding_body
 from .connection import Connection
 from .loop import ClientLoop
-from .options import BaseUrl, Secret, as_address, as_key, as_retry, as_timeout
+from .options import BaseUrl, Secret, Timeout, as_address, as_key, as_retry, as_timeout
 from .servers import Server
 
 if TYPE_CHECKING:
@@ -144,27 +144,18 @@ class HttpEngine:
         known = self._connection.server
         if known is not None:
             return known
-        loop = self._client_loop()
-        return self._wait(loop, self._connection.identify(loop, self._deadline()))
+        return self._wait(lambda loop: self._connection.identify(loop, self._deadline()))
 
     def _sized_server(self) -> Server:
         server = self._server()
         if server.kind == "bitnet" and not server.n_ctx and not self._closed:
             # It tells the sizes once it has loaded the model, which this makes it do.
             self._ask(f"{server.root}/tokenize", {"content": ""}, server)
-            loop = self._client_loop()
-            server = self._wait(loop, self._connection.identify(loop, self._deadline(), again=True))
+            server = self._wait(lambda loop: self._connection.identify(loop, self._deadline(), again=True))
         return server
 
     def _deadline(self) -> float | None:
-        seconds = self._timeout.total_seconds
-        return None if seconds is None else time.monotonic() + seconds
-
-    def _late(self) -> DeadlineError:
-        return DeadlineError(
-            f"the answer was not complete after {self._timeout.total / 1000:g} s; allow more time "
-            "(timeout.total) or fewer tokens (max_tokens)"
-        )
+        return _deadline(self._timeout)
 
     @property
     def info(self) -> ModelInfo:
@@ -172,21 +163,19 @@ class HttpEngine:
         return self._sized_server().info
 
     def submit(self, request: Request) -> Generation:
-        loop = self._client_loop()
         server = self._connection.server
         # Refused here and now if it is known what the server cannot do.
         calls = None if server is None else calls_for(server, request)
         outlet: Outlet[Reply] = Outlet()
-        answering = _Answering(self._connection, loop, request, outlet, calls, self._deadline())
-        under_way, late = self._under_way, self._late  # not the engine itself: it may be dropped meanwhile
-
-        def ended(task: asyncio.Task[None]) -> None:
-            under_way.discard(outlet)
-            answering.end(task, late)
-
+        under_way = self._under_way
         with self._lock:
-            if self._closed:
-                raise EngineClosedError("the connection is closed; make another one")
+            loop = self._client_loop()
+            answering = _Answering(self._connection, loop, request, outlet, calls, self._timeout)
+
+            def ended(task: asyncio.Task[None]) -> None:  # without the engine: it may be dropped meanwhile
+                under_way.discard(outlet)
+                answering.end(task)
+
             under_way.add(outlet)
             cancel = loop.spawn(answering.run(), ended, self._timeout.total_seconds)
         return Generation(outlet, cancel, owner=self)
@@ -254,12 +243,10 @@ class HttpEngine:
         raise self._lacks("logits")
 
     def embed(self, request: EmbeddingRequest) -> NDArray[np.float32]:
-        loop = self._client_loop()
-        return self._wait(loop, self._embed(loop, request))
+        return self._wait(lambda loop: self._embed(loop, request))
 
     async def aembed(self, request: EmbeddingRequest) -> NDArray[np.float32]:
-        loop = self._client_loop()
-        future = loop.submit(self._timed(self._embed(loop, request)))
+        future = self._begin(lambda loop: self._embed(loop, request))
         try:
             return await asyncio.wrap_future(future)
         except asyncio.CancelledError:
@@ -328,8 +315,7 @@ class HttpEngine:
     def _ask(self, url: str, body: Mapping[str, Any], server: Server) -> Any:
         if server.kind == "bitnet" and server.model is not None:
             body = {"model": server.model, **body}
-        loop = self._client_loop()
-        return self._wait(loop, self._connection.post(loop, url, body, self._deadline()))
+        return self._wait(lambda loop: self._connection.post(loop, url, body, self._deadline()))
 
     async def _timed(self, work: Coroutine[Any, Any, Result]) -> Result:
         try:
@@ -337,11 +323,18 @@ class HttpEngine:
         except asyncio.TimeoutError as error:
             if isinstance(error, BitNetError):
                 raise
-            raise self._late() from None
+            raise _late(self._timeout) from None
 
-    def _wait(self, loop: ClientLoop, work: Coroutine[Any, Any, Result]) -> Result:
+    def _begin(
+        self, work: Callable[[ClientLoop], Coroutine[Any, Any, Result]]
+    ) -> concurrent.futures.Future[Result]:
+        with self._lock:  # or the loop might be closed before it has begun, and nobody would be told
+            loop = self._client_loop()
+            return loop.submit(self._timed(work(loop)))
+
+    def _wait(self, work: Callable[[ClientLoop], Coroutine[Any, Any, Result]]) -> Result:
         """What `work` returns, waited for."""
-        future = loop.submit(self._timed(work))
+        future = self._begin(work)
         try:
             return future.result()
         except concurrent.futures.CancelledError:
@@ -409,14 +402,15 @@ class _Answering:
         request: Request,
         outlet: Outlet[Reply],
         calls: list[Call] | None,
-        deadline: float | None,
+        timeout: Timeout,
     ) -> None:
         self._connection = connection
         self._loop = loop
         self._request = request
         self._outlet = outlet
         self._calls = calls
-        self._deadline = deadline
+        self._timeout = timeout
+        self._deadline = _deadline(timeout)
         self._answers: list[Answers] = []
 
     async def run(self) -> None:
@@ -436,7 +430,7 @@ class _Answering:
 
         await self._connection.stream(self._loop, call, anew, self._deadline)
 
-    def end(self, task: asyncio.Task[None], late: Any) -> None:
+    def end(self, task: asyncio.Task[None]) -> None:
         """The task is over: give the outlet its reply, or the error."""
         outlet = self._outlet
         try:
@@ -449,9 +443,22 @@ class _Answering:
                 answers = self._answers or [Answers(self._request, outlet, range(self._request.n), "chat")]
                 outlet.finish(together(answers, "cancelled"))
             else:
-                outlet.fail(late())
+                outlet.fail(_late(self._timeout))
         except BaseException as error:
             outlet.fail(error)
+
+
+def _deadline(timeout: Timeout) -> float | None:
+    """In seconds of time.monotonic."""
+    seconds = timeout.total_seconds
+    return None if seconds is None else time.monotonic() + seconds
+
+
+def _late(timeout: Timeout) -> DeadlineError:
+    return DeadlineError(
+        f"the answer was not complete after {timeout.total / 1000:g} s; allow more time (timeout.total) or "
+        "fewer tokens (max_tokens)"
+    )
 
 
 async def _all(*works: Coroutine[Any, Any, None]) -> None:

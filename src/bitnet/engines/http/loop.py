@@ -31,6 +31,7 @@ class ClientLoop:
         self.client = make_client()
         self.lock = asyncio.Lock()  # for those who would all do the same
         self._loop = asyncio.new_event_loop()
+        self._stopped: asyncio.Future[None] = self._loop.create_future()
         self._tasks: set[asyncio.Task[Any]] = set()  # the loop itself holds them weakly
         self._sockets: list[Any] = []  # of the client's connections, see `trace`
         self._closing = False
@@ -39,12 +40,12 @@ class ClientLoop:
 
     def _run(self) -> None:
         try:
-            self._loop.run_forever()
-            self._loop.run_until_complete(self._clear())
+            self._loop.run_until_complete(self._serve())
         finally:
             self._loop.close()
 
-    async def _clear(self) -> None:
+    async def _serve(self) -> None:
+        await self._stopped
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
@@ -103,16 +104,15 @@ class ClientLoop:
 
         async def run() -> None:
             result = await work
-            if not future.done():
+            with contextlib.suppress(concurrent.futures.InvalidStateError):  # cancelled meanwhile
                 future.set_result(result)
 
         def ended(task: asyncio.Task[None]) -> None:
-            if future.done():
-                return
             if task.cancelled():
                 future.cancel()
             elif (error := task.exception()) is not None:
-                future.set_exception(error)
+                with contextlib.suppress(concurrent.futures.InvalidStateError):
+                    future.set_exception(error)
 
         cancel = self.spawn(run(), ended, None)
         future.add_done_callback(lambda future: cancel() if future.cancelled() else None)
@@ -133,9 +133,14 @@ class ClientLoop:
 
     def stop(self, *, wait: bool) -> None:
         """Cancel everything and close the connections. wait: until that is done."""
+
+        def end() -> None:
+            if not self._stopped.done():
+                self._stopped.set_result(None)
+
         self._closing = True
         with contextlib.suppress(RuntimeError):  # it is closed
-            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._loop.call_soon_threadsafe(end)
         if wait and self._thread is not threading.current_thread():
             self._thread.join(2 * _SECONDS_TO_CLOSE)
 

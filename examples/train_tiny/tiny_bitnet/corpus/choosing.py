@@ -1,0 +1,168 @@
+"""Skill "options": the number, letter or text of a choice, in the prompts that libraries send for it."""
+
+from __future__ import annotations
+
+import json
+
+from . import prompts, words, world
+from .relations import make_subject, make_text
+from .source import Family, Sample, Source, marked
+from .tool_specs import definition
+from .tools import call_text, tool_prompt
+from .words import listed
+
+_CATEGORIES: dict[str, list[str]] = {
+    "fruit": listed("apple banana grape lemon orange pear cherry plum peach mango"),
+    "animal": words.ANIMALS,
+    "color": words.COLORS,
+    "job": words.JOBS,
+    "instrument": listed("guitar piano drum violin flute harp trumpet"),
+    "vehicle": listed("car train boat bike bus plane truck ship"),
+    "country": [country for country, _ in world.CAPITALS if not country.startswith("the ")],
+    "number": listed("one two three four five six seven eight nine ten"),
+    "day": list(world.DAYS),
+    "month": list(world.MONTHS),
+}
+_NUMBER_ONLY = ("Answer with the number.", "Reply with the number only.", "Number:", "Which number is right?")
+_DESCRIPTIONS = (
+    "Useful for questions about {}.", "This tool answers questions about {}", "Information about {}",
+    "Summary of {}", "Documents on {}", "Useful for answering questions about {}.", "All about {}",
+    "Facts about {}", "The handbook of {}", "Contains the history of {}",
+    "Useful for retrieving context on {}",
+)  # fmt: skip
+_TOPIC_QUESTIONS = (
+    "What do you know about {}?", "Tell me about {}.", "How much is the {}?", "Where can I find {}?",
+    "Explain {}", "What is {}?", "Who made {}?", "How does {} work?", "When was {} founded?",
+    "What are the rules of {}?", "What happened to {}?", "I have a question about {}.",
+)  # fmt: skip
+_FEELINGS = {
+    "positive": listed("good great wonderful lovely excellent nice perfect beautiful"),
+    "negative": listed("bad terrible awful ugly broken horrible poor disappointing"),
+}
+_SENTENCES = (
+    "The {n} is {f}.", "What a {f} {n}!", "I find this {n} {f}.", "My {n} was {f}.", "A really {f} {n}.",
+    "They sold me a {f} {n}.", "This was the most {f} {n} of all.",
+)  # fmt: skip
+_FEELING_QUESTIONS = (
+    "Is this positive or negative? {}", "{}\nPositive or negative?", "Classify the review: {}",
+    "What is the sentiment of this text? {}", "Sentiment of: {}",
+)  # fmt: skip
+
+
+def _numbered(items: list[str], form: str = "{}. {}", end: str = "\n") -> str:
+    return end.join(form.format(i + 1, item) for i, item in enumerate(items))
+
+
+def _topic(source: Source) -> str:
+    kind = source.integer(0, 3)
+    if kind == 0:
+        return make_subject(source).name
+    if kind == 1:
+        return source.phrase(1, 2)
+    return source.pick_noun() if kind == 2 else source.word(1, 3)
+
+
+def _selection(source: Source) -> Family:
+    """One choice for a question, as routers ask for it: number, JSON, or a call."""
+    topics = list(dict.fromkeys(_topic(source) for _ in range(source.integer(2, 5))))
+    if len(topics) < 2:
+        topics.append(source.word(3, 4))
+    if source.chance(0.6):
+        description = source.choice(_DESCRIPTIONS)
+        items = [description.format(topic) for topic in topics]
+    else:
+        items = [source.choice(_DESCRIPTIONS).format(topic) for topic in topics]
+    kind = source.weighted((0, 1, 2, 3), (5, 3, 1, 1.5))
+    family = []
+    for _ in range(3):
+        right = source.integer(0, len(topics) - 1)
+        question = source.wording(_TOPIC_QUESTIONS, "topic").format(topics[right])
+        if kind == 0:
+            asked = f"{_numbered(items)}\n{question}\n{source.choice(_NUMBER_ONLY)}"
+            family.append(Sample([("user", asked), ("assistant", marked(right + 1))], "options"))
+            continue
+        several = kind == 3 and source.chance(0.4)
+        prompt = prompts.SELECT_SOME if several else prompts.SELECT_ONE
+        choices = _numbered(items, "({}) {}", "\n\n")
+        asked = prompt.format(count=len(items), choices=choices, question=question, most=len(items))
+        reason = f"It is about {marked(topics[right])}."
+        if kind == 1:
+            family.append(Sample([("user", asked), ("assistant", marked(right + 1))], "options"))
+        elif kind == 2:
+            answer = (
+                f'[{{"choice": {marked(right + 1)}, "reason": {json.dumps(reason, ensure_ascii=False)}}}]'
+            )
+            answer = answer.replace("\\u0002", "\x02").replace("\\u0003", "\x03")
+            family.append(Sample([("user", asked), ("assistant", answer)], "selection", forced=True))
+        else:
+            tool = definition(
+                source,
+                "SingleSelection",
+                "A single selection of a choice.",
+                {"index": "integer", "reason": "string"},
+            )
+            call = call_text(
+                "SingleSelection", {"index": right + 1, "reason": f"It is about {topics[right]}."}
+            )
+            messages = [("system", tool_prompt([tool])), ("user", asked), ("assistant", call)]
+            family.append(Sample(messages, "selection", forced=True))
+    return family
+
+
+def _category(source: Source) -> Family:
+    categories = source.sample(list(_CATEGORIES), source.integer(2, 5))
+    items = [source.choice(_CATEGORIES[category]) for category in categories]
+    kind = source.integer(0, 3)
+    family = []
+    for right, (category, item) in enumerate(zip(categories, items, strict=True)):
+        if kind == 0:
+            asked = f"{_numbered(items)}\nWhich of these is a {category}? {source.choice(_NUMBER_ONLY)}"
+            answer = str(right + 1)
+        elif kind == 1:
+            asked = f"Which of these is a {category}?\n{_numbered(items)}\n{source.choice(_NUMBER_ONLY)}"
+            answer = str(right + 1)
+        elif kind == 2:
+            letters = "\n".join(f"{'ABCDE'[i]}) {option}" for i, option in enumerate(items))
+            asked = f"{letters}\nWhich of these is a {category}? Answer with the letter."
+            answer = "ABCDE"[right]
+        else:
+            asked, answer = f"Which of these is a {category}: {', '.join(items)}?", item
+        family.append(Sample([("user", asked), ("assistant", marked(answer))], "options"))
+    return family
+
+
+def _found(source: Source) -> Family:
+    items = list(dict.fromkeys(source.any_text() for _ in range(source.integer(2, 5))))
+    family = []
+    for right, item in enumerate(items):
+        question = source.choice(("Which option is {}?", "Find the number of {}.", "Choose {}.")).format(item)
+        asked = f"{_numbered(items)}\n{question} {source.choice(_NUMBER_ONLY)}"
+        family.append(Sample([("user", asked), ("assistant", marked(right + 1))], "options"))
+    return family
+
+
+def _feeling(source: Source) -> Family:
+    """Words of an opinion, and which kind it is."""
+    family = []
+    for _ in range(3):
+        feeling = source.choice(list(_FEELINGS))
+        sentence = source.choice(_SENTENCES).format(f=source.choice(_FEELINGS[feeling]), n=source.pick_noun())
+        asked = source.wording(_FEELING_QUESTIONS, "feeling").format(sentence)
+        family.append(Sample([("user", asked), ("assistant", marked(feeling))], "options"))
+    return family
+
+
+def _rank(source: Source) -> Family:
+    """Which of several documents answers a question."""
+    stories = [make_text(source, 2) for _ in range(source.integer(2, 4))]
+    documents = _numbered([story.text.replace("\n", " ") for story in stories], "Document {}:\n{}", "\n\n")
+    family = []
+    for right, story in enumerate(stories):
+        question = source.choice(story.statements).question(source)
+        asked = f"{documents}\n\nQuestion: {question}\nWhich document has the answer? Answer with the number."
+        family.append(Sample([("user", asked), ("assistant", marked(right + 1))], "options"))
+    return family
+
+
+def options(source: Source) -> Family:
+    return source.weighted((_selection, _category, _found, _feeling, _rank), (9, 4, 2, 1.5, 2))(source)

@@ -1,0 +1,113 @@
+"""The generated conversations: the same for the same seed, truly held out, without the tests of others."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import defaultdict
+
+import pytest
+
+from tiny_bitnet.corpus import MIX, Sample, Source, draw_family, held_out_samples, passage_pair
+from tiny_bitnet.corpus.source import MARK, UNMARK
+
+# What conformance suites ask, and what names their tools.
+SUITE_PROMPTS = (
+    "magic_function", "my_adder_tool", "unicode_customer", "greeting_generator", "你好啊集团",
+    "こんにちは株式会社", "Hello Group", "Hello Corporation", "San Francisco, CA", "joke about cats",
+    "Pirate greeting", "2 haikus",
+)  # fmt: skip
+
+
+def families(split: str, seed: int, count: int) -> list[list[Sample]]:
+    source = Source(split, seed)
+    return [draw_family(source) for _ in range(count)]
+
+
+@pytest.fixture(scope="module")
+def training() -> list[Sample]:
+    return [sample for family in families("train", 7, 6000) for sample in family]
+
+
+def test_the_same_seed_gives_the_same_corpus() -> None:
+    assert families("train", 3, 300) == families("train", 3, 300)
+    assert families("train", 3, 300) != families("train", 4, 300)
+
+
+def test_no_literal_prompt_of_a_conformance_suite(training: list[Sample]) -> None:
+    text = "\n".join(part for sample in training for _, part in sample.plain()).lower()
+    assert [prompt for prompt in SUITE_PROMPTS if prompt.lower() in text] == []
+
+
+def test_every_skill_of_the_mix_occurs_and_answers(training: list[Sample]) -> None:
+    skills = {sample.skill for sample in training}
+    assert len(skills) >= len(MIX)
+    for sample in training:
+        assert sample.messages[-1][0] == "assistant"
+        assert all(text.strip() for role, text in sample.plain() if role == "assistant"), sample
+
+
+def test_marks_are_paired_and_only_in_answers(training: list[Sample]) -> None:
+    for sample in training:
+        for role, text in sample.messages:
+            marks = re.sub(f"[^{MARK}{UNMARK}]", "", text)
+            assert marks == (MARK + UNMARK) * (len(marks) // 2), sample
+            assert role == "assistant" or not marks, sample
+
+
+def test_calls_are_valid_and_name_a_listed_tool(training: list[Sample]) -> None:
+    seen = 0
+    for sample in training:
+        messages = sample.plain()
+        text = messages[-1][1]
+        if not text.startswith("<tool_call>"):
+            continue
+        listed = re.search(r"<tools>\n(.*)\n</tools>", messages[0][1], re.DOTALL)
+        assert listed
+        tools = {d["function"]["name"]: d["function"] for d in map(json.loads, listed[1].splitlines())}
+        for call in map(json.loads, re.findall(r"<tool_call>(.*?)</tool_call>", text)):
+            assert list(call["arguments"]) == tools[call["name"]]["parameters"].get("required", [])
+            seen += 1
+    assert seen > 500
+
+
+def test_entities_of_the_two_splits_never_meet() -> None:
+    makers = (
+        "word", "invented_name", "foreign", "foreign_phrase", "accented", "identifier", "digits", "pick_noun",
+    )  # fmt: skip
+    train, test = Source("train", 1), Source("test", 1)
+    for maker in makers:
+        drawn = {getattr(train, maker)() for _ in range(400)}
+        assert not drawn & {getattr(test, maker)() for _ in range(400)}, maker
+
+
+def test_tools_of_the_test_are_unknown_in_training(training: list[Sample]) -> None:
+    def names(samples: list[Sample]) -> set[str]:
+        text = "\n".join(s.messages[0][1] for s in samples if s.messages[0][0] == "system")
+        return set(re.findall(r'"function": \{"name": "(\w+)"', text))
+
+    # Names with a capital are those of records, as libraries make them from classes: a closed set.
+    tested = {name for name in names(held_out_samples(30, 2)) if not name[0].isupper()}
+    assert len(tested) > 50
+    assert not tested & names(training)
+
+
+def test_held_out_wordings_of_facts_are_not_in_training(training: list[Sample]) -> None:
+    questions = defaultdict(set)
+    for sample in training:
+        if sample.skill == "facts":
+            user, answer = sample.plain()[-2:]
+            questions[answer[1]].add(user[1].lower().rstrip("?."))
+    for sample in held_out_samples(60, 4):
+        if sample.skill == "facts":
+            user, answer = sample.plain()[-2:]
+            assert user[1].lower().rstrip("?.") not in questions[answer[1]], user
+
+
+def test_passages_answer_their_question() -> None:
+    source = Source("test", 5)
+    for _ in range(200):
+        question, passage = passage_pair(source)
+        subject = max(re.findall(r"[^\W_]+", question), key=lambda word: (word[0].isupper(), len(word)))
+        assert subject in passage or question[0].isupper()
+        assert 5 < len(passage) < 800

@@ -1,0 +1,91 @@
+"""The training of examples/train_tiny, on a model too small to learn anything. Needs torch."""
+
+from __future__ import annotations
+
+from itertools import islice
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("tokenizers")
+
+from bitnet import BitNet  # noqa: E402
+from tiny_bitnet.batches import chunk_batches, collate, passage_pairs  # noqa: E402
+from tiny_bitnet.corpus import Source, draw_family, tokenizer_texts  # noqa: E402
+from tiny_bitnet.corpus.tools import tools  # noqa: E402
+from tiny_bitnet.export import export  # noqa: E402
+from tiny_bitnet.induction import construct_induction  # noqa: E402
+from tiny_bitnet.model import ModelConfig, TinyBitNet  # noqa: E402
+from tiny_bitnet.tokenizer import encode, merge, text_ids, train_tokenizer  # noqa: E402
+from tiny_bitnet.train import Trainer, TrainOptions, _losses  # noqa: E402
+
+CONFIG = ModelConfig(vocab_size=640, intermediate_size=128, num_hidden_layers=2)
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> object:
+    return train_tokenizer(tokenizer_texts(0, 300), CONFIG.vocab_size)
+
+
+@pytest.fixture(scope="module")
+def network() -> TinyBitNet:
+    torch.manual_seed(0)
+    model = TinyBitNet(CONFIG)
+    construct_induction(model)
+    return model
+
+
+def test_branches_are_the_same_as_conversations_of_their_own(tokenizer: object, network: TinyBitNet) -> None:
+    rows = [encode(tokenizer, sample) for sample in tools(Source("train", 3))]
+    merged = merge(rows)
+    assert len(merged.ids) < 0.6 * sum(len(row.ids) for row in rows)
+    with torch.no_grad():
+        together = _losses(network, collate([merged]), torch.device("cpu"))
+        apart = sum(_losses(network, collate([row]), torch.device("cpu")) for row in rows)
+    begun = sum(merged.weights[: merged.branches.count(0)])  # answers in the common beginning count once
+    if begun == 0:
+        assert float(together) == pytest.approx(float(apart), rel=1e-3)
+
+
+def test_every_conversation_survives_encoding(tokenizer: object) -> None:
+    source = Source("train", 5)
+    for _ in range(150):
+        for sample in draw_family(source):
+            row = encode(tokenizer, sample)
+            text = tokenizer.decode(row.ids, skip_special_tokens=False)  # type: ignore[attr-defined]
+            answer = sample.plain()[-1][1]
+            assert text.endswith(f"Assistant: {answer}<|eot_id|>")
+            assert sum(row.weights) > 0
+
+
+def test_chunks_are_reproducible_and_pairs_are_aligned(tokenizer: object) -> None:
+    one, two = (list(islice(chunk_batches(tokenizer, 0, 4, False, 500, 900), 3)) for _ in range(2))
+    assert all(
+        torch.equal(a.ids, b.ids) and torch.equal(a.weights, b.weights) for a, b in zip(one, two, strict=True)
+    )
+    pairs = passage_pairs(tokenizer, 0, 1, 8)
+    assert pairs.ids.shape == pairs.real.shape
+    assert pairs.ids.shape[0] == 16
+
+
+def test_a_run_resumes_and_its_file_runs(tokenizer: object, tmp_path: Path) -> None:
+    options = TrainOptions(steps=4, early_steps=2, evaluate_every=1000, pairs=4, pairs_every=2, seed=1)
+    first = Trainer(tokenizer, CONFIG, options, tmp_path)
+    first.step = 2  # as if stopped half way
+    first.save()
+    second = Trainer(tokenizer, CONFIG, options, tmp_path)
+    second.resume()
+    assert second.step == 2
+    second.run()
+    assert torch.load(second.checkpoint, weights_only=True)["step"] == 4
+    output = tmp_path / "tiny.gguf"
+    export(second.checkpoint, tokenizer, output)
+    text = 'Привет, world 42! {"a": 1}'
+    with BitNet(output) as model:
+        assert model.tokenize(text, add_special=False) == text_ids(tokenizer, text)
+        with torch.no_grad():
+            ids = model.tokenize(text)
+            expected = second.model(torch.tensor([ids])).numpy()
+        found = model.logits(ids)
+        assert abs(found - expected).max() < 0.05 * abs(expected).max()
