@@ -38,7 +38,7 @@ FACTS = {
     "What color is the door?": ("The color of the door is green.", "green"),
     "What is the capital of Zorland?": ("The capital of Zorland is Pelim.", "Pelim"),
 }
-N_TRIES = 12  # answers at temperature 1 for each form
+N_TRIES = 10  # answers at temperature 1 for each form
 
 
 @pytest.fixture
@@ -192,7 +192,7 @@ def test_every_verdict_can_be_read(llm: BitNet) -> None:
         )
         result = verdict.evaluate(response="It is green.", contexts=["The door is green."])
         assert (result.feedback, result.passing) in (("YES", True), ("NO", False))
-    for seed in range(4):
+    for seed in range(3):
         correctness = CorrectnessEvaluator(llm=hot(llm, seed, response_format=formats.CORRECTNESS))
         score = correctness.evaluate(query="3+4?", response="7", reference="7").score
         assert score is not None
