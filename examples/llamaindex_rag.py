@@ -26,7 +26,7 @@ QUESTIONS = ["Where does Mira live?", "What color is the door?", "What is the ca
 
 
 def main() -> dict[str, str]:
-    # The bundled model holds 1024 tokens: a short answer leaves more of them for LlamaIndex's long prompts.
+    # The bundled model's context is short: a short answer leaves more of it for LlamaIndex's long prompts.
     llm = BitNet(max_tokens=64)
     embed_model = BitNetEmbedding()
     # Before anything is cut or counted: everything then counts as the model does.

@@ -40,7 +40,8 @@ def test_the_header_says_the_context(slow_path: Path, n_ctx: int | None, expecte
 
 def test_the_header_of_the_bundled_model(base_path: Path) -> None:
     with BitNet(lazy=True) as model:
-        assert (model.n_ctx, model.has_chat_template) == (1024, True)
+        known = model.n_ctx, model.has_chat_template
+        assert known == (model.info.n_ctx, True)
     with BitNet(base_path, lazy=True) as model:
         assert not model.has_chat_template
     with BitNet(base_path, lazy=True, n_ctx=10**6) as model, pytest.raises(ValidationError, match="n_ctx"):
