@@ -23,7 +23,7 @@ from .scoring import held_out_rows, score
 
 @dataclass(frozen=True)
 class TrainOptions:
-    steps: int = 6000
+    steps: int = 6721
     minutes: float = 0  # if not 0: the decay takes this long, whatever the steps, and ends the run
     tokens_per_batch: int = 560
     batches_per_step: int = 2  # of different lengths, and so of different skills
@@ -35,7 +35,7 @@ class TrainOptions:
     warmup_steps: int = 60
     weight_decay: float = 0.05
     early_steps: int = 1250  # of the copy-heavy mix that comes first
-    decay_from: float = 0.5  # part of the run after which the learning rate falls to zero
+    decay_from: float = 0.28  # part of the run after which the learning rate falls to zero
     seed: int = 0
     evaluate_every: int = 1000
     save_every: int = 100
