@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 torch = pytest.importorskip("torch")
+
+pytestmark = pytest.mark.reference
 pytest.importorskip("tokenizers")
 
 from bitnet import BitNet  # noqa: E402
