@@ -53,6 +53,7 @@ class Contender:
         self.runner = ScriptedRunner(
             _native.Runner(model, n_blocks=n_blocks, n_threads=options.threads, kv_type="f16")
         )
+        # A Runner in all that the scheduler asks of it.
         self.scheduler = Scheduler(self.runner, n_batch=max(options.streams), max_waiting=0)  # type: ignore[arg-type]
         self._tokenizer, self._speculate, self._n_ctx = tokenizer, speculate, n_blocks * 32
 

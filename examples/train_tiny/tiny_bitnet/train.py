@@ -184,7 +184,7 @@ class Trainer:
     def _pairs_step(self) -> None:
         pairs = passage_pairs(self.tokenizer, self.options.seed, self.step, self.options.pairs)
         loss = pairs_loss(self.model, pairs, self.device) * self.options.pairs_weight
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()  # type: ignore[no-untyped-call]  # torch declares it without types
         self.tokens += pairs.tokens
 
     def run(self) -> None:

@@ -72,7 +72,8 @@ class Call:
         for index, sample in enumerate(reply.samples or (reply,)):
             self.check_whole(sample, begun[index])
             generations.append(self._generation(sample))
-        # With the first, because whoever adds up usage must not count the prompt once for each of them.
+        # With the first, because whoever adds up usage must not count the prompt once for each of them. It is
+        # an AIMessage, which ChatGeneration does not say.
         generations[0].message.usage_metadata = usage_metadata(reply)  # type: ignore[attr-defined]
         return ChatResult(generations=generations)
 

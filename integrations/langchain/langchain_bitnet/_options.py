@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bitnet import Reply, TokenLogprob
 from langchain_core.messages.ai import UsageMetadata
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, model_validator
+
+from ._version import __version__
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 # Keyword arguments of a call that are LangChain's own business.
 _NOT_FOR_BITNET = frozenset({"stream", "streaming", "stream_usage", "strict"})
@@ -43,6 +48,12 @@ class GenerationFields(BaseModel):
     """Stream also where a whole answer is asked for, for callbacks that want every token."""
     stream_usage: bool = True
     """Report token counts at the end of a stream."""
+
+    @model_validator(mode="after")
+    def _set_langchain_bitnet_version(self) -> Self:
+        if hasattr(self, "_add_version"):  # of langchain_core's models; older ones lack it
+            self._add_version("langchain-bitnet", __version__)
+        return self
 
     def generation_options(self, stop: list[str] | None, call: Mapping[str, Any]) -> dict[str, Any]:
         """The keyword arguments of BitNet.chat or .generate: this object's, and those of one call over

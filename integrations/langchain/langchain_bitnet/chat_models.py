@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.language_models import LanguageModelInput
@@ -15,7 +15,7 @@ from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.outputs import ChatGenerationChunk, ChatResult
 from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.tools import BaseTool
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict
 
 from ._answers import PROVIDER, BegunCalls, Call, Chunks
 from ._connection import SharedConnection
@@ -24,10 +24,6 @@ from ._messages import to_messages
 from ._options import GenerationFields
 from ._structured import METHODS, Method, response_format, text_parser, tool_parser, with_raw
 from ._tools import ToolLike, to_tool_choice, to_tools
-from ._version import __version__
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 
 class ChatBitNet(SharedConnection, GenerationFields, BaseChatModel):
@@ -55,12 +51,6 @@ class ChatBitNet(SharedConnection, GenerationFields, BaseChatModel):
     stays in the text."""
     template_args: dict[str, Any] | None = None
     """Further variables for the model's chat template."""
-
-    @model_validator(mode="after")
-    def _set_langchain_bitnet_version(self) -> Self:
-        if hasattr(self, "_add_version"):
-            self._add_version("langchain-bitnet", __version__)
-        return self
 
     @property
     def _llm_type(self) -> str:
@@ -116,7 +106,8 @@ class ChatBitNet(SharedConnection, GenerationFields, BaseChatModel):
         if n_ctx is not None:
             profile["max_input_tokens"] = n_ctx
             profile["max_output_tokens"] = n_ctx
-        # An older langchain_core warns of what it does not know yet.
+        # An older langchain_core warns of what it does not know yet. What is left is a ModelProfile, as its
+        # values were when it was made above.
         known = ModelProfile.__annotations__
         return {name: value for name, value in profile.items() if name in known}  # type: ignore[return-value]
 

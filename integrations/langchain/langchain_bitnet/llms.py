@@ -15,17 +15,15 @@ from langchain_core.language_models.base import LangSmithParams
 from langchain_core.language_models.llms import BaseLLM
 from langchain_core.outputs import Generation, GenerationChunk, LLMResult
 from langchain_core.runnables import Runnable, RunnableConfig
-from pydantic import ConfigDict, model_validator
+from pydantic import ConfigDict
 
 from ._answers import PROVIDER
 from ._connection import SharedConnection
 from ._errors import translated
 from ._options import GenerationFields, logprobs_of
-from ._version import __version__
 
 if TYPE_CHECKING:
     import bitnet
-    from typing_extensions import Self
 
 # Prompts handed to the engine at the same time at most; it computes n_batch of them together. More would not
 # be faster, and an engine refuses to keep any number of them waiting.
@@ -44,12 +42,6 @@ class BitNetLLM(SharedConnection, GenerationFields, BaseLLM):
     """
 
     model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True, hide_input_in_errors=True)
-
-    @model_validator(mode="after")
-    def _set_langchain_bitnet_version(self) -> Self:
-        if hasattr(self, "_add_version"):
-            self._add_version("langchain-bitnet", __version__)
-        return self
 
     @property
     def _llm_type(self) -> str:

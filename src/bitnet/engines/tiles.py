@@ -167,7 +167,7 @@ def _fastest(times: Mapping[int, float], default: int) -> int:
 def processor() -> str:
     """The processor, fit for a file name: "AuthenticAMD-25-1" (vendor, family, model) where it is known."""
     found: dict[str, str] = {}
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError):  # not on Linux: named below by what Python knows
         for line in Path("/proc/cpuinfo").read_text("utf-8", errors="replace").splitlines():
             name, _, value = line.partition(":")
             found.setdefault(name.strip(), value.strip())

@@ -69,7 +69,7 @@ class Gate:
             except Exception as error:
                 if exchange.status:
                     raise  # in the middle of a response: the host of this app closes the connection
-                with contextlib.suppress(ClientGone):
+                with contextlib.suppress(ClientGone):  # nobody is left to be told
                     await exchange.send_error(as_api_error(error, exchange.id, exchange.names))
         finally:
             service.leave()

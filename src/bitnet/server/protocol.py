@@ -24,7 +24,7 @@ def protocol_class(listening: Listening) -> type[asyncio.Protocol]:
     except ImportError:
         from uvicorn.protocols.http.h11_impl import H11Protocol as base
 
-    class Limited(_Limits, base):  # type: ignore[misc]
+    class Limited(_Limits, base):  # type: ignore[misc]  # its base is known when it runs
         limits = listening
 
     return Limited
@@ -87,7 +87,7 @@ class _Limits(asyncio.Protocol):
         if self.transport.get_write_buffer_size():
             self._abort()  # closing would wait for a client that does not read
         else:
-            super().timeout_keep_alive_handler()  # type: ignore[misc]
+            super().timeout_keep_alive_handler()  # type: ignore[misc]  # uvicorn's, see protocol_class
 
     def pause_writing(self) -> None:
         super().pause_writing()

@@ -111,7 +111,7 @@ class ClientLoop:
             if task.cancelled():
                 future.cancel()
             elif (error := task.exception()) is not None:
-                with contextlib.suppress(concurrent.futures.InvalidStateError):
+                with contextlib.suppress(concurrent.futures.InvalidStateError):  # cancelled meanwhile
                     future.set_exception(error)
 
         cancel = self.spawn(run(), ended, None)
