@@ -24,9 +24,9 @@ Mix = dict[Skill, float]
 
 # Shares of families. One of tools has ten times the tokens of a fact, and five conversations.
 MIX: Mix = {
-    facts: 150, unknown: 4, chat: 25, chat_copy: 10, dialogue: 2, copying: 18, arithmetic: 0.3, story: 1,
-    reading: 20, refine: 0.4, conversation: 1, judge: 0.8, condense: 0.4,
-    tools: 17, forced: 1.5, schema: 2, invention: 0.2, options: 11,
+    facts: 150, unknown: 4, chat: 30, chat_copy: 10, dialogue: 3, copying: 18, arithmetic: 2, story: 1,
+    reading: 20, refine: 0.6, conversation: 2, judge: 1.5, condense: 0.8,
+    tools: 18, forced: 1.5, schema: 3, invention: 0.2, options: 13,
 }  # fmt: skip
 # The constructed start is kept by much copying in the first minutes.
 EARLY: Mix = {facts: 22, chat: 10, chat_copy: 10, copying: 42, reading: 6, arithmetic: 5, story: 2, tools: 3}
