@@ -50,7 +50,7 @@ def chat(**fields: Any) -> ChatBitNet:
 def test_nothing_is_loaded_before_the_first_call(loads: list[Any]) -> None:
     model = chat()
     assert model.profile is not None
-    assert model.profile["max_input_tokens"] == 1024
+    assert model.profile["max_input_tokens"] == BitNet(lazy=True).n_ctx
     model.bind_tools([]).bind(stop=["X"])
     assert loads == []
     assert model.invoke(QUESTION).content == ANSWER
