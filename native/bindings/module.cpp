@@ -13,8 +13,10 @@
 #include "gguf/gguf_file.h"
 #include "model/model.h"
 #include "model/runner.h"
+#include "model/statistics.h"
 #include "platform/cpu_features.h"
 #include "platform/errors.h"
+#include "platform/thread_pool.h"
 #include "quant/dense.h"
 
 namespace nb = nanobind;
@@ -143,6 +145,35 @@ ByteArray encode_rows(FloatRows values, const std::string& name) {
         for (size_t r = 0; r < rows; r++) encode_row(type, values.data() + r * cols, cols, data + r * bytes);
     }
     return ByteArray(data, {rows, bytes}, owner);
+}
+
+using DoubleArray = nb::ndarray<nb::numpy, double, nb::ndim<2>>;
+
+DoubleArray compare_logits(FloatRows a, FloatRows b, TokenArray target_ids, int n_threads) {
+    const size_t rows = a.shape(0), vocab = a.shape(1);
+    if (b.shape(0) != rows || b.shape(1) != vocab || target_ids.size() != rows || vocab == 0 || vocab > INT32_MAX)
+        throw InvalidRequestError("a and b must have the same shape [n, vocab], and target_ids a token for each row");
+    for (size_t i = 0; i < rows; i++)
+        if (target_ids.data()[i] < -1 || target_ids.data()[i] >= static_cast<int64_t>(vocab))
+            throw InvalidRequestError("token id " + std::to_string(target_ids.data()[i]) + " is outside the vocabulary of " + std::to_string(vocab));
+    constexpr size_t kColumns = sizeof(PositionComparison) / sizeof(double);
+    double* data = new double[std::max<size_t>(1, rows * kColumns)];
+    nb::capsule owner(data, [](void* p) noexcept { delete[] static_cast<double*>(p); });
+    {
+        nb::gil_scoped_release release;
+        ThreadPool pool(n_threads > 0 ? n_threads : physical_cores());
+        pool.run([&](ThreadPool::Worker& worker) {
+            worker.parallel_for(static_cast<int64_t>(rows), 1, [&](int64_t begin, int64_t end) {
+                for (int64_t i = begin; i < end; i++) {
+                    const size_t row = static_cast<size_t>(i);
+                    const PositionComparison c = compare_position(a.data() + row * vocab, b.data() + row * vocab,
+                                                                  static_cast<int32_t>(vocab), target_ids.data()[row]);
+                    std::memcpy(data + row * kColumns, &c, sizeof c);
+                }
+            });
+        });
+    }
+    return DoubleArray(data, {rows, kColumns}, owner);
 }
 
 std::shared_ptr<Model> load(std::shared_ptr<GgufFile> file, int n_threads, bool use_mmap, bool use_mlock, const std::string& cache_path,
@@ -301,6 +332,11 @@ NB_MODULE(_native, m) {
             std::memcpy(data, r.hidden(), rows * cols * sizeof(float));
             return array;
         })
+        .def("logprobs", [](Runner& r, TokenArray target_ids, int first_output) {
+            const std::vector<int32_t> targets(target_ids.data(), target_ids.data() + target_ids.size());
+            nb::gil_scoped_release release;
+            return r.logprobs(targets, first_output);
+        }, "target_ids"_a, "first_output"_a = 0)
         .def("sample", &Runner::sample, "output"_a, "sampler"_a, "logprobs"_a = -1, nb::call_guard<nb::gil_scoped_release>())
         .def("copy_block", [](Runner& r, int source, int target) {
                  if (source < 0 || target < 0 || source >= r.kv().n_blocks() || target >= r.kv().n_blocks())
@@ -315,6 +351,7 @@ NB_MODULE(_native, m) {
         return names;
     });
     m.def("encode_rows", encode_rows, "values"_a, "type_name"_a);
+    m.def("compare_logits", compare_logits, "a"_a, "b"_a, "target_ids"_a, "n_threads"_a = 0);
     m.def("physical_cores", physical_cores);
     m.def("build_info", [] {
         nb::dict info;

@@ -167,6 +167,10 @@ class Runner:
         """[n_outputs, vocab] of the last forward, computed exactly with the file's own head."""
     def hidden(self) -> NDArray[np.float32]:
         """[n_outputs, hidden_size] of the last forward, after the final norm."""
+    def logprobs(self, target_ids: NDArray[np.int32], first_output: int = 0) -> list[float]:
+        """The log-probability of one token for each output of the last forward from first_output on, with the
+        exact head (natural logarithm, temperature 1). target_ids: -1 = none wanted, which gives NaN. Memory:
+        that of 64 rows of logits, however many targets there are."""
     def sample(self, output: int, sampler: Sampler, logprobs: int = -1) -> Sampled:
         """The next token for output row `output` (an index into `outputs` of the last forward). Does not
         call sampler.accept. logprobs: -1 none, else how many of the likeliest alternatives to report
@@ -218,6 +222,14 @@ def cpu_kernels() -> list[str]:
 
 def encode_rows(values: NDArray[np.float32], type_name: str) -> NDArray[np.uint8]:
     """Rows [n, cols] of finite numbers as f32, f16, q8_0, q6_k or q4_0: bytes [n, bytes of a row]."""
+
+def compare_logits(
+    a: NDArray[np.float32], b: NDArray[np.float32], target_ids: NDArray[np.int32], n_threads: int = 0
+) -> NDArray[np.float64]:
+    """How the logits [n, vocab] of two models differ at n positions: [n, 6], of each position the
+    Kullback-Leibler divergence of b's distribution from a's in nats, the largest difference of two logits,
+    the likeliest token of a and of b (of equals the first), and the log-probability that a and b give to the
+    target (NaN for -1). n_threads: 0 = physical cores."""
 
 def physical_cores() -> int: ...
 def build_info() -> dict[str, str]:

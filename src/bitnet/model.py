@@ -11,7 +11,7 @@ import inspect
 import logging
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -390,6 +390,10 @@ class BitNet:
         """The text of token ids. skip_special: without the special tokens among them."""
         return self._engine.detokenize(list(token_ids), skip_special=skip_special)
 
+    def vocabulary(self) -> Sequence[bytes]:
+        """The bytes of every token, by its id; of special tokens the name."""
+        return self._engine.vocabulary()
+
     def render(self, messages: Iterable[MessageLike], **options: Unpack[GenerateOptions]) -> str:
         """The prompt that `chat` makes of a conversation, and of tools if there are any, as text.
 
@@ -403,13 +407,36 @@ class BitNet:
             return self._engine.count_tokens(Request.build(prompt=prompt, options=options))
         return self._engine.count_tokens(Request.build(messages=prompt, options=options))
 
-    def logits(self, token_ids: Iterable[int]) -> NDArray[np.float32]:
-        """[len(token_ids), vocab_size], float32: row i are the logits of what follows token i.
+    def logits(
+        self, token_ids: Iterable[int], *, first: int = 0, cache_salt: str | None = None
+    ) -> NDArray[np.float32]:
+        """[len(token_ids) - first, vocab_size], float32: the logits of what follows each token from `first`
+        on.
 
-        The ids are computed as they are, in turn with other requests. Raises ValidationError,
-        ContextOverflowError.
+        The ids are computed as they are, in turn with other requests.
+        cache_salt: tokens that calls with the same salt computed before are not computed again; None = all
+            are computed.
+        Raises ValidationError, ContextOverflowError.
         """
-        return self._lease.engine().logits(as_token_ids("token_ids", token_ids))
+        ids = as_token_ids("token_ids", token_ids)
+        as_integer("first", first, 0, len(ids) - 1)
+        return self._lease.engine().logits(ids, first=first, cache_salt=cache_salt)
+
+    def logprobs(self, token_ids: Iterable[int], *, first: int = 1) -> NDArray[np.float64]:
+        """[len(token_ids) - first], float64: the log-probability (natural logarithm, temperature 1) of each
+        token from `first` on, given all tokens before it.
+
+        Memory does not grow with the vocabulary times the length, as that of `logits` does. Raises
+        ValidationError, also for fewer than two tokens, and ContextOverflowError.
+        """
+        ids = as_token_ids("token_ids", token_ids)
+        if len(ids) < 2:
+            raise ValidationError(
+                "token_ids must hold two tokens at least: what precedes the first is not known",
+                field="token_ids",
+            )
+        as_integer("first", first, 1, len(ids) - 1)
+        return self._lease.engine().logprobs(ids, first=first)
 
     def embed(
         self,

@@ -5,14 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-import math
 from typing import Annotated, Any
 
 import typer
 
 from bitnet import models
 from bitnet.cli import options
-from bitnet.cli.terminal import printable, write
+from bitnet.cli.terminal import finite, printable, write
 from bitnet.errors import ModelFileError
 from bitnet.values import ModelInfo
 
@@ -57,7 +56,7 @@ def show(
         problem = str(error)
     if as_json:
         everything = {**report.to_dict(), "loaded": info and dataclasses.asdict(info), "problem": problem}
-        write(json.dumps(_finite(everything), indent=2) + "\n")
+        write(json.dumps(finite(everything), indent=2) + "\n")
         return
     lines = [f"{report.path}: GGUF {report.version}, {_size(report.n_bytes)}", "", "Metadata"]
     lines += [f"  {printable(key)} = {_shorten(value)}" for key, value in report.metadata.items()]
@@ -115,12 +114,3 @@ def _size(n_bytes: int) -> str:
         if n_bytes >= 1 << shift:
             return f"{n_bytes / (1 << shift):.1f} {unit}"
     return f"{n_bytes} bytes"
-
-
-def _finite(value: Any) -> Any:
-    """JSON has no NaN and no infinity: those become strings."""
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

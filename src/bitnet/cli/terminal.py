@@ -3,8 +3,10 @@ UTF-8."""
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Iterable
+from typing import Any
 
 from bitnet.errors import ValidationError
 from bitnet.values import Delta, Reply
@@ -27,6 +29,15 @@ def note(message: str) -> None:
 def write(text: str) -> None:
     sys.stdout.write(text)
     sys.stdout.flush()
+
+
+def finite(value: Any) -> Any:
+    """For JSON, which has no NaN and no infinity: those become strings."""
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(item) for item in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_answer(deltas: Iterable[Delta]) -> None:

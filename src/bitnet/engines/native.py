@@ -27,7 +27,7 @@ from bitnet.models import weight_cache
 from bitnet.runtime.answer import Gathering
 from bitnet.runtime.embedding import POOLING_TYPES, PREFIXES, EmbeddingSequence, EmbeddingWindow
 from bitnet.runtime.scheduler import Scheduler
-from bitnet.runtime.sequence import GenerationSequence, LogitsSequence
+from bitnet.runtime.sequence import GenerationSequence, LogitsSequence, LogprobsSequence
 from bitnet.text.chat_template import ChatTemplate
 from bitnet.text.tokenizer import Tokenizer
 from bitnet.text.tool_calls import prompt_parts
@@ -259,17 +259,31 @@ class NativeEngine:
     def detokenize(self, token_ids: Sequence[int], *, skip_special: bool = True) -> str:
         return self._tokenizer.decode(token_ids, skip_special=skip_special)
 
+    def vocabulary(self) -> Sequence[bytes]:
+        return [self._tokenizer.token_bytes(token_id) for token_id in range(self._tokenizer.vocab_size)]
+
     def render(self, request: Request) -> str:
         return self.detokenize(self._prompt_ids(request), skip_special=False)
 
     def count_tokens(self, request: Request) -> int:
         return len(self._prompt_ids(request))
 
-    def logits(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
+    def logits(
+        self, token_ids: Sequence[int], *, first: int = 0, cache_salt: str | None = None
+    ) -> NDArray[np.float32]:
+        self._check_measurable(token_ids)
+        return self._measured(LogitsSequence(token_ids, self._info.vocab_size, first=first, salt=cache_salt))
+
+    def logprobs(self, token_ids: Sequence[int], *, first: int = 1) -> NDArray[np.float64]:
+        self._check_measurable(token_ids)
+        return self._measured(LogprobsSequence(token_ids, first=first))
+
+    def _check_measurable(self, token_ids: Sequence[int]) -> None:
         self._check_ids("token_ids", token_ids)
         if len(token_ids) > self._info.n_ctx:
             raise ContextOverflowError(len(token_ids), self._info.n_ctx)
-        sequence = LogitsSequence(token_ids, self._info.vocab_size)
+
+    def _measured(self, sequence: LogitsSequence | LogprobsSequence) -> NDArray[Any]:
         scheduler = self._scheduler
         scheduler.submit(sequence)
         try:
