@@ -35,6 +35,7 @@ struct ModelOptions {
     bool use_mmap = true;     // embedding and head rows stay in the file mapping; false copies them
     bool use_mlock = false;
     std::string cache_path;   // packed weights; empty = private memory
+    LayoutChoice layout;      // of the ternary tensors, where the file does not say
     std::optional<TensorType> embedding_type;  // embedding and head are kept in this type; nullopt = as in the file
 };
 

@@ -56,10 +56,13 @@ class Model:
         use_mlock: bool = False,
         cache_path: str = "",
         embd_type: str = "",
+        layout: str = "",
+        tl_tiles: Sequence[tuple[int, int, int, int, int]] = (),
     ) -> None:
         """`cache_path`: where the packed weights are kept and mapped from (use_mmap); empty = private
         memory. `n_threads` only speeds up packing; 0 = physical cores. `embd_type`: the type that embedding
-        and head are kept in (f32, f16, q8_0, q6_k, q4_0); empty = the file's."""
+        and head are kept in (f32, f16, q8_0, q6_k, q4_0); empty = the file's. `layout`, `tl_tiles`: what the
+        file does not say of its ternary tensors, see bitnet.models.tensor_codec."""
     @property
     def architecture(self) -> str: ...
     @property
@@ -220,8 +223,26 @@ class Sampler:
 def cpu_kernels() -> list[str]:
     """Kernel sets this processor can run, best first."""
 
+def decode_ternary(
+    data: NDArray[np.uint8],
+    type_name: str,
+    rows: int,
+    cols: int,
+    layout: str = "",
+    tl_tiles: Sequence[tuple[int, int, int, int, int]] = (),
+) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """Codes [rows, cols] and scales [1 or number of blocks], see bitnet.models.tensor_codec."""
+
+def encode_ternary(
+    codes: NDArray[np.int8],
+    scale: float,
+    type_name: str,
+    layout: str = "",
+    tl_tiles: Sequence[tuple[int, int, int, int, int]] = (),
+) -> bytes: ...
+def decode_rows(data: NDArray[np.uint8], type_name: str, rows: int, cols: int) -> NDArray[np.float32]: ...
 def encode_rows(values: NDArray[np.float32], type_name: str) -> NDArray[np.uint8]:
-    """Rows [n, cols] of finite numbers as f32, f16, q8_0, q6_k or q4_0: bytes [n, bytes of a row]."""
+    """Rows [n, cols] of finite numbers as f32, f16, bf16, q8_0, q6_k or q4_0: bytes [n, bytes of a row]."""
 
 def compare_logits(
     a: NDArray[np.float32], b: NDArray[np.float32], target_ids: NDArray[np.int32], n_threads: int = 0

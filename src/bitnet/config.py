@@ -26,6 +26,7 @@ from pydantic import ValidationError as PydanticError
 
 from bitnet.config_source import KeyPath, Source, read
 from bitnet.errors import ConfigError, ModelNotFoundError
+from bitnet.models import reference
 from bitnet.values import MAX_STOP_STRINGS, EmbdType, KvType, QuantType, nearest
 
 ENVIRONMENT = "BITNET_CONFIG"
@@ -134,8 +135,10 @@ class BitNetConfig(_Block):
     model_path: str | None = Field(
         default=None,
         min_length=1,
-        description="The GGUF file (mode direct); a relative path is looked up beside the configuration "
-        "file, then in the working directory. Left out: `model`, else the model bundled with the package.",
+        description="The model (mode direct): a GGUF file, a Hugging Face folder, or a name that bitnet list "
+        "--remote shows or org/name[:file], which is downloaded. A relative path is looked up beside the "
+        "configuration file, then in the working directory. Left out: `model`, else the model bundled with the "
+        "package.",
     )
     model: str | None = Field(
         default=None,
@@ -320,6 +323,8 @@ class BitNetConfig(_Block):
         for candidate in (file.parent / path, path.absolute()):
             if candidate.exists():
                 return str(candidate)
+        if reference.is_known(self.model_path):
+            return self.model_path
         where = "" if path.is_absolute() else f" beside that file or in {os.getcwd()}"
         assert self._source is not None
         raise ModelNotFoundError(

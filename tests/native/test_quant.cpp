@@ -12,6 +12,7 @@
 #include "quant/dense.h"
 #include "quant/tensor_type.h"
 #include "quant/ternary.h"
+#include "quant/ternary_layout.h"
 
 using namespace bitnet;
 
@@ -47,27 +48,47 @@ float half_by_definition(uint16_t h) {
 }  // namespace
 
 TEST(tensor_types) {
-    CHECK(tensor_type_name(36) == "I2_S" && tensor_type_name(0) == "F32" && tensor_type_name(14) == "Q6_K");
-    CHECK(tensor_type_name(12) == "Q4_K (12)" && tensor_type_name(99) == "unknown (99)");
-    CHECK(tensor_type_name(0xffffffffu) == "unknown (4294967295)");
-    for (const uint32_t id : {0u, 1u, 2u, 8u, 14u, 30u, 36u}) CHECK(is_supported(id));
-    for (const uint32_t id : {3u, 12u, 34u, 37u, 38u, 39u, 0xffffffffu}) CHECK(!is_supported(id));
+    CHECK(tensor_type_name(TensorType::I2_S) == "I2_S" && tensor_type_name(TensorType::F32) == "F32");
+    CHECK(tensor_type_name(TensorType::TL2) == "TL2" && tensor_type_name(TensorType::Q2_0) == "Q2_0");
+    CHECK(unreadable_type_name(12) == "Q4_K (12)" && unreadable_type_name(99) == "unknown (99)");
+    CHECK(unreadable_type_name(39) == "MXFP4 (39)" && unreadable_type_name(0xffffffffu) == "unknown (4294967295)");
+    for (const uint32_t id : {0u, 1u, 2u, 8u, 14u, 30u, 34u, 35u, 36u, 38u}) {
+        CHECK(resolve_type(id, 1, 1, 1) == static_cast<TensorType>(id));
+        CHECK(is_ternary(static_cast<TensorType>(id)) == (id > 30));
+    }
+    for (const uint32_t id : {3u, 12u, 37u, 40u, 41u, 0xffffffffu}) CHECK(!resolve_type(id, 256, 32, 1 << 20));
     CHECK(block_elements(TensorType::F16) == 1 && block_elements(TensorType::Q8_0) == 32);
     CHECK(block_elements(TensorType::Q6_K) == 256 && block_elements(TensorType::I2_S) == 1);
-    CHECK(tensor_bytes(TensorType::F32, 10) == 40 && tensor_bytes(TensorType::BF16, 10) == 20);
-    CHECK(tensor_bytes(TensorType::Q8_0, 64) == 68 && tensor_bytes(TensorType::Q6_K, 512) == 420);
-    CHECK(tensor_bytes(TensorType::I2_S, 128) == 64 && tensor_bytes(TensorType::I2_S, 129) == 96);
-    CHECK(tensor_bytes(TensorType::I2_S, 3200 * 8640) == 3200 * 8640 / 4 + 32);
-    CHECK(tensor_bytes(TensorType::Q4_0, 64) == 36 && block_elements(TensorType::Q4_0) == 32);
-    CHECK(tensor_type_named("q6_k") == TensorType::Q6_K && tensor_type_named("F16") == TensorType::F16);
+    CHECK(tensor_bytes(TensorType::F32, 10, 1) == 40 && tensor_bytes(TensorType::BF16, 5, 2) == 20);
+    CHECK(tensor_bytes(TensorType::Q8_0, 64, 1) == 68 && tensor_bytes(TensorType::Q6_K, 256, 2) == 420);
+    CHECK(tensor_bytes(TensorType::I2_S, 128, 1) == 64 && tensor_bytes(TensorType::I2_S, 43, 3) == 96);
+    CHECK(tensor_bytes(TensorType::I2_S, 8640, 3200) == 3200 * 8640 / 4 + 32);
+    CHECK(tensor_bytes(TensorType::Q4_0, 64, 1) == 36 && block_elements(TensorType::Q4_0) == 32);
+    CHECK(tensor_bytes(TensorType::TQ1_0, 512, 3) == 6 * 54 && tensor_bytes(TensorType::TQ2_0, 256, 1) == 66);
+    CHECK(tensor_bytes(TensorType::Q2_0, 128, 2) == 72 && tensor_bytes(TensorType::TL1, 4096, 1536) == 4096 * 1536 / 4 + 32);
+    CHECK(tl2_payload_bytes(4096, 1536) == 1327104 && tl2_payload_bytes(3200, 320) == 216746);
+    CHECK(tensor_bytes(TensorType::TL2, 3200, 320) == 216768 + 32 && !tensor_bytes(TensorType::TL2, 255, 32));
+    CHECK(tensor_type_named("q6_k") == TensorType::Q6_K && tensor_type_named("tl2") == TensorType::TL2);
     CHECK(!tensor_type_named("q4_k") && !tensor_type_named("") && !tensor_type_named("q6") && !tensor_type_named("q6_kk"));
     const uint64_t most = ~uint64_t{0};
-    CHECK(!tensor_bytes(TensorType::F32, most) && !tensor_bytes(TensorType::F16, most));
-    CHECK(!tensor_bytes(TensorType::Q8_0, most));
-    CHECK(tensor_bytes(TensorType::F32, most / 4) == most / 4 * 4);
-    CHECK(tensor_bytes(TensorType::I2_S, most) == (uint64_t{1} << 62) + 32);
+    CHECK(!tensor_bytes(TensorType::F32, most, 1) && !tensor_bytes(TensorType::F16, 1, most) && !tensor_bytes(TensorType::F16, most, 2));
+    CHECK(!tensor_bytes(TensorType::Q8_0, most, 1) && !tensor_bytes(TensorType::TL2, most / 2, 1));
+    CHECK(tensor_bytes(TensorType::F32, most / 4, 1) == most / 4 * 4);
+    CHECK(tensor_bytes(TensorType::I2_S, most, 1) == (uint64_t{1} << 62) + 32);
     CHECK(row_bytes(TensorType::Q6_K, 512) == 420 && row_bytes(TensorType::F16, 5) == 10);
     CHECK_THROWS(row_bytes(TensorType::I2_S, 128), std::logic_error, "I2_S");
+}
+
+TEST(types_that_share_an_id_are_told_apart_by_size) {
+    const uint64_t tl2 = *tensor_bytes(TensorType::TL2, 4096, 1536), q2 = *tensor_bytes(TensorType::Q2_0, 4096, 1536);
+    const uint64_t mxfp4 = 4096 * 1536 / 32 * 17;
+    CHECK(tl2 < q2 && q2 < mxfp4);
+    CHECK(resolve_type(39, 4096, 1536, tl2) == TensorType::TL2 && resolve_type(39, 4096, 1536, mxfp4 - 1) == TensorType::TL2);
+    CHECK(!resolve_type(39, 4096, 1536, mxfp4) && !resolve_type(39, 4096, 1530, tl2) && !resolve_type(39, 128, 1536, tl2));
+    CHECK(resolve_type(42, 4096, 1536, tl2) == TensorType::TL2 && resolve_type(42, 4096, 1536, q2 - 1) == TensorType::TL2);
+    CHECK(resolve_type(42, 4096, 1536, q2) == TensorType::Q2_0 && resolve_type(42, 4096, 1536, q2 + 31) == TensorType::Q2_0);
+    CHECK(resolve_type(42, 64, 1, 18) == TensorType::Q2_0);
+    CHECK(resolve_type(42, ~uint64_t{0} / 2, 32, ~uint64_t{0}) == TensorType::TL2);  // nothing overflows
 }
 
 TEST(f16_all_patterns) {
@@ -163,17 +184,17 @@ TEST(i2s_worked_example) {
     std::vector<int8_t> out(128);
     CHECK(decode_i2s(bytes.data(), 0, 128, out.data()));
     CHECK(out == expected);
-    CHECK(i2s_scale(bytes.data(), 128) == 0.5f);
+    CHECK(TernaryTensor(TensorType::I2_S, bytes.data(), 1, 128).scale() == 0.5f);
     CHECK(encode_i2s(expected, 0.5f) == bytes);
-    CHECK(tensor_bytes(TensorType::I2_S, 128) == bytes.size());
+    CHECK(tensor_bytes(TensorType::I2_S, 128, 1) == bytes.size());
 }
 
 TEST(i2s_any_range) {
     for (const size_t n : {1u, 31u, 127u, 128u, 129u, 300u, 640u, 1000u}) {
         const std::vector<int8_t> codes = random_codes(n, static_cast<uint32_t>(n));
         const std::vector<uint8_t> bytes = encode_i2s(codes, 0.25f);
-        CHECK(bytes.size() == tensor_bytes(TensorType::I2_S, n));
-        CHECK(i2s_scale(bytes.data(), n) == 0.25f);
+        CHECK(bytes.size() == tensor_bytes(TensorType::I2_S, n, 1));
+        CHECK(TernaryTensor(TensorType::I2_S, bytes.data(), 1, static_cast<int32_t>(n)).scale() == 0.25f);
         for (size_t first = 0; first < n; first += 1 + first / 7) {
             for (size_t count = 0; first + count <= n; count += 1 + count / 5) {
                 std::vector<int8_t> out(count);

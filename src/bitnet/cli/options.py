@@ -15,7 +15,13 @@ _SAMPLING = Sampling()
 
 Model = Annotated[
     str | None,
-    typer.Option("--model", "-m", metavar="FILE", help="A GGUF model file. Default: the bundled model."),
+    typer.Option(
+        "--model",
+        "-m",
+        metavar="MODEL",
+        help="A GGUF file or a Hugging Face folder; or a name that bitnet list --remote shows or org/name[:file], "
+        "which is downloaded if it is not here. Default: the bundled model.",
+    ),
 ]
 Config = Annotated[
     str | None,
