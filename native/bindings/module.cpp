@@ -227,11 +227,13 @@ nb::object encode_rows(FloatRows values, const std::string& name) {
 // ---- models and runners -------------------------------------------------------------------------------------------------
 
 std::shared_ptr<Model> load(std::shared_ptr<GgufFile> file, int n_threads, bool use_mmap, bool use_mlock, const std::string& cache_path,
-                            const std::string& embd_type, const std::string& layout, const TileRows& tl_tiles, const std::string& activation) {
+                            const std::string& embd_type, const std::string& layout, const TileRows& tl_tiles, const std::string& activation,
+                            bool divide_by_scales) {
     ModelOptions options;
     if (!embd_type.empty()) options.embedding_type = type_of_kind(embd_type, false);
     options.layout = layout_choice(layout, tl_tiles);
     options.activation = activation_named(activation);
+    options.divide_by_scales = divide_by_scales;
     if (!activation.empty() && !options.activation)
         throw InvalidRequestError("activation must be relu2, silu or gelu_tanh, not '" + activation + "'");
     options.n_threads = n_threads > 0 ? n_threads : physical_cores();
@@ -341,7 +343,7 @@ NB_MODULE(_native, m) {
 
     nb::class_<Model>(m, "Model")
         .def(nb::new_(&load), "file"_a, nb::kw_only(), "n_threads"_a = 0, "use_mmap"_a = true, "use_mlock"_a = false, "cache_path"_a = "",
-             "embd_type"_a = "", "layout"_a = "", "tl_tiles"_a = TileRows{}, "activation"_a = "")
+             "embd_type"_a = "", "layout"_a = "", "tl_tiles"_a = TileRows{}, "activation"_a = "", "divide_by_scales"_a = false)
         .def_prop_ro("architecture", [](const Model& m) { return std::string(m.architecture().name); })
         .def_prop_ro("activation", [](const Model& m) { return std::string(activation_name(m.activation())); })
         .def_prop_ro("n_layers", [](const Model& m) { return m.sizes().n_layers; })

@@ -59,13 +59,14 @@ class Model:
         layout: str = "",
         tl_tiles: Sequence[tuple[int, int, int, int, int]] = (),
         activation: str = "",
+        divide_by_scales: bool = False,
     ) -> None:
         """`cache_path`: where the packed weights are kept and mapped from (use_mmap); empty = private
         memory. `n_threads` only speeds up packing; 0 = physical cores. `embd_type`: the type that embedding
         and head are kept in (f32, f16, q8_0, q6_k, q4_0); empty = the file's. `layout`, `tl_tiles`: what the
         file does not say of its ternary tensors, see bitnet.models.tensor_codec. `activation`: of the
         feed-forward network (relu2 or silu), where the architecture's name leaves a choice; empty = by the
-        file."""
+        file. `divide_by_scales`: the file holds inverse scales."""
     @property
     def architecture(self) -> str: ...
     @property

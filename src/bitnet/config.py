@@ -27,7 +27,7 @@ from pydantic import ValidationError as PydanticError
 from bitnet.config_source import KeyPath, Source, read
 from bitnet.errors import ConfigError, ModelNotFoundError
 from bitnet.models import reference
-from bitnet.values import MAX_STOP_STRINGS, EmbdType, KvType, QuantType, nearest
+from bitnet.values import MAX_STOP_STRINGS, EmbdType, KvType, Layout, QuantType, Scales, nearest
 
 ENVIRONMENT = "BITNET_CONFIG"
 MAX_PROBLEMS = 5  # told at once
@@ -160,6 +160,20 @@ class BitNetConfig(_Block):
         default=None,
         description="What they are kept as, exactly; before quant_embd. Left out: as in the file.",
     )
+    layout: Layout = Field(
+        default="x128",
+        description="The order of the ternary codes in the file. x128: that of published files. arm64, row4, "
+        "preset: of some builds of bitnet.cpp. auto: found out by computing, once.",
+    )
+    scales: Scales | None = Field(
+        default=None,
+        description="Whether the file's scales multiply or divide; auto: found out. Left out: multiply, or "
+        "auto with layout: auto.",
+    )
+    metadata_overrides: dict[str, str | int | bool] = Field(
+        default={},
+        description="What is known better than by the file, such as tokenizer.ggml.pre: llama-bpe.",
+    )
     n_ctx: Integer = Field(
         default=DEFAULT_N_CTX,
         ge=0,
@@ -287,6 +301,9 @@ class BitNetConfig(_Block):
             "use_pretuned": self.use_pretuned,
             "kernel_params": params.tile_sizes if params.enable_custom else {},
             "embd_type": self.embd_type or ("f16" if self.quant_embd else None),
+            "layout": self.layout,
+            "scales": self.scales,
+            "metadata_overrides": self.metadata_overrides,
             "n_gpu_layers": self.n_gpu_layers,
             "main_gpu": self.main_gpu,
             "low_vram": self.low_vram,

@@ -236,7 +236,7 @@ def _check_alike(model_a: BitNet, model_b: BitNet, text: str) -> None:
         raise ValidationError(
             "the models have the same vocabulary, but cut the text into different tokens: one of the files "
             "names a wrong pre-tokenizer, or none (see bitnet show); give both the same, with "
-            'metadata={"tokenizer.ggml.pre": ...}'
+            'metadata_overrides={"tokenizer.ggml.pre": ...}'
         )
 
 

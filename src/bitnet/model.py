@@ -22,6 +22,7 @@ from bitnet.engines.generation import DeferredGeneration
 from bitnet.engines.native import NativeEngine, context_size
 from bitnet.engines.registry import Lease
 from bitnet.errors import ValidationError
+from bitnet.models import overrides
 from bitnet.models.header import read_header
 from bitnet.values import (
     EmbdType,
@@ -30,12 +31,14 @@ from bitnet.values import (
     GenerateOptions,
     Health,
     KvType,
+    Layout,
     ModelInfo,
     Pooling,
     QuantType,
     Reply,
     Request,
     Sampling,
+    Scales,
     as_choice,
     as_flag,
     as_integer,
@@ -95,6 +98,9 @@ class BitNet:
         use_pretuned: bool = True,
         kernel_params: Mapping[str, int] | None = None,
         embd_type: EmbdType | None = None,
+        layout: Layout = "x128",
+        scales: Scales | None = None,
+        metadata_overrides: Mapping[str, str | int | bool] | None = None,
         n_gpu_layers: int = 0,
         main_gpu: int = 0,
         low_vram: bool = False,
@@ -136,6 +142,15 @@ class BitNet:
             bitnet.engines.tiles).
         embd_type: what embedding and output head are kept as: "f32", "f16", "q8_0", "q6_k" or "q4_0"; None =
             as the file has them. A narrower type saves memory and time, and changes the output a little.
+        layout: the order of the ternary codes, which no file tells: "x128", that of all published files;
+            "arm64", of bitnet.cpp's quantiser on ARM since November 2025; "row4", of its builds without
+            ACT_PARALLEL; "preset", TL1 with the tiles of its preset kernels; or "auto": each way to read the
+            file predicts a small text, and the best is kept and remembered.
+        scales: whether ternary codes are multiplied by the file's scales, "multiply", or divided, "divide",
+            as some converters have them the wrong way round; "auto" = found out, likewise; None = "auto" with
+            layout="auto", else "multiply".
+        metadata_overrides: what is known better than by the file, see bitnet.models.overrides: {"tokenizer.ggml.pre":
+            "llama-bpe"}, or "tokenizer.chat_template", "tokenizer.ggml.eot_token_id", "pooling_type" ...
         n_gpu_layers: layers to compute on a GPU: 0 = none, -1 = all. main_gpu: which one. low_vram: keep keys
             and values and the head in the host's memory. This build has no GPU backend.
         max_waiting: requests that may wait for their turn, above which they are refused with OverloadedError.
@@ -169,6 +184,9 @@ class BitNet:
                 "use_pretuned": use_pretuned,
                 "kernel_params": kernel_params,
                 "embd_type": embd_type,
+                "layout": layout,
+                "scales": scales,
+                "metadata_overrides": metadata_overrides,
                 "kv_tokens": kv_tokens,
                 "max_waiting": max_waiting,
             }
@@ -197,6 +215,9 @@ class BitNet:
             "use_pretuned": as_flag("use_pretuned", use_pretuned),
             "kernel_params": tuple(sorted(tiles.check_sizes(kernel_params or {}).items())),
             "embd_type": None if embd_type is None else as_choice("embd_type", embd_type, get_args(EmbdType)),
+            "layout": as_choice("layout", layout, get_args(Layout)),
+            "scales": None if scales is None else as_choice("scales", scales, get_args(Scales)),
+            "metadata_overrides": overrides.check(metadata_overrides or {}),
         }
         gpu = {
             "n_gpu_layers": as_integer("n_gpu_layers", n_gpu_layers, -1, 2**31 - 1),
@@ -216,6 +237,7 @@ class BitNet:
             **options,
             **gpu,
             "kernel_params": dict(options["kernel_params"]),
+            "metadata_overrides": dict(options["metadata_overrides"]),
             "keep_alive": keep_alive,
             "timeout": timeout,
             "defaults": defaults,
@@ -445,19 +467,25 @@ class BitNet:
         kind: EmbeddingKind = "document",
         pooling: Pooling | None = None,
         normalize: bool = True,
+        dimensions: int | None = None,
+        prefix: str | None = None,
     ) -> NDArray[np.float32]:
-        """[len(texts), hidden_size], float32: a vector for each text. A single string is one text.
+        """[len(texts), dimensions or hidden_size], float32: a vector for each text. A single string is one
+        text.
 
         kind: what the texts are in a search, "query" or "document"; matters for models that expect different
-            words before each, and none that is computed today does.
+            words before each, which are put there if the catalog has them (`bitnet show`).
         pooling: "mean" of the hidden states of all tokens, or the "last" token's; None = as the model
             declares, which for a plain language model is the mean.
         normalize: scale each vector to the length 1.
+        dimensions: keep only that many of each vector's first numbers, before it is scaled: for models that
+            were trained to be shortened (Matryoshka); None = all.
+        prefix: words to put before each text instead of those that the model is known to expect.
         A text's vector does not depend on the others: the same text gives the same bits. Raises
         ValidationError for an empty text, and ContextOverflowError for one that has more than n_ctx tokens,
         before anything is computed; ModelFileError for a vector that is not finite.
         """
-        request = _embedding_request(texts, kind, pooling, normalize)
+        request = _embedding_request(texts, kind, pooling, normalize, dimensions, prefix)
         return self._lease.engine().embed(request)
 
     async def aembed(
@@ -467,9 +495,11 @@ class BitNet:
         kind: EmbeddingKind = "document",
         pooling: Pooling | None = None,
         normalize: bool = True,
+        dimensions: int | None = None,
+        prefix: str | None = None,
     ) -> NDArray[np.float32]:
         """`embed` for event loops. Cancelling the task stops the computation."""
-        request = _embedding_request(texts, kind, pooling, normalize)
+        request = _embedding_request(texts, kind, pooling, normalize, dimensions, prefix)
         if not (self._lease.ready or self._lease.closed):
             await asyncio.to_thread(self.load)
         return await self._lease.engine().aembed(request)
@@ -499,7 +529,7 @@ class BitNet:
         """That of the file, if the model is not loaded."""
         if self._path is None or self._lease.loaded is not None:
             return None
-        return read_header(Path(self._path))
+        return read_header(Path(self._path), overrides.check(self._arguments["metadata_overrides"]))
 
     @property
     def info(self) -> ModelInfo:
@@ -578,10 +608,21 @@ class BitNet:
 
 
 def _embedding_request(
-    texts: str | Iterable[str], kind: EmbeddingKind, pooling: Pooling | None, normalize: bool
+    texts: str | Iterable[str],
+    kind: EmbeddingKind,
+    pooling: Pooling | None,
+    normalize: bool,
+    dimensions: int | None,
+    prefix: str | None,
 ) -> EmbeddingRequest:
-    # The request makes a tuple of them.
-    return EmbeddingRequest(texts=texts, kind=kind, pooling=pooling, normalize=normalize)  # type: ignore[arg-type]
+    return EmbeddingRequest(
+        texts=texts,  # type: ignore[arg-type]  # the request makes a tuple of them
+        kind=kind,
+        pooling=pooling,
+        normalize=normalize,
+        dimensions=dimensions,
+        prefix=prefix,
+    )
 
 
 def _submit(lease: Lease, request: Request, timeout: float) -> Generation:

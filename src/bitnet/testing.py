@@ -258,10 +258,16 @@ class FakeEngine:
         for text in request.texts:
             if self._info.n_ctx < (n_tokens := len(self.tokenize(text))):
                 raise ContextOverflowError(n_tokens, self._info.n_ctx)
-        vectors = [self._vector(text) for text in request.texts]
+        size = request.dimensions or self._info.hidden_size
+        if size > self._info.hidden_size:
+            raise ValidationError(
+                f"dimensions={size} is more than the {self._info.hidden_size} of this model's vectors",
+                field="dimensions",
+            )
+        vectors = [self._vector((request.prefix or "") + text)[:size] for text in request.texts]
         if request.normalize:
             vectors = [vector / np.linalg.norm(vector) for vector in vectors]
-        stacked = np.stack(vectors) if vectors else np.empty((0, self._info.hidden_size))
+        stacked = np.stack(vectors) if vectors else np.empty((0, size))
         return stacked.astype(np.float32)
 
     async def aembed(self, request: EmbeddingRequest) -> NDArray[np.float32]:

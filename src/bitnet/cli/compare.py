@@ -21,6 +21,9 @@ def compare(
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
     threads: options.Threads = None,
     kv_type: options.KvType = None,
+    layout: options.Layout = None,
+    scales: options.Scales = None,
+    override: options.Override = None,
     config: options.Config = None,
 ) -> None:
     """Measure how far MODEL_B is from MODEL_A: another conversion, or other types, of the same model.
@@ -44,6 +47,9 @@ def compare(
                 n_threads=threads,
                 n_batch=1,
                 kv_type=kv_type,
+                layout=layout,
+                scales=scales,
+                override=override,
                 mode="direct",
             )
         )

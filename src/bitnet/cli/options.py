@@ -60,6 +60,33 @@ KvType = Annotated[
         help="How keys and values are kept: f16 (default), or q8_0 in half the memory.",
     ),
 ]
+Layout = Annotated[
+    str | None,
+    typer.Option(
+        "--layout",
+        metavar="NAME",
+        help="The order of the ternary codes, which no file tells: x128 (default, all published files), arm64, "
+        "row4, preset; auto: the one that predicts a small text best, found out once.",
+    ),
+]
+Scales = Annotated[
+    str | None,
+    typer.Option(
+        "--scales",
+        metavar="HOW",
+        help="Whether the file's scales multiply (default) or divide; auto: found out, as with --layout auto.",
+    ),
+]
+Override = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--override",
+        metavar="KEY=VALUE",
+        help="What is known better than by the file, such as tokenizer.ggml.pre=llama-bpe, "
+        "tokenizer.chat_template=@FILE, tokenizer.ggml.eot_token_id=TOKEN or pooling_type=last. May be given "
+        "several times.",
+    ),
+]
 MaxTokens = Annotated[
     int | None,
     typer.Option(
@@ -120,14 +147,20 @@ Stop = Annotated[
 ]
 
 
-def settings(config: str | None, *, model: str | None = None, **options: Any) -> BitNetConfig:
+def settings(
+    config: str | None, *, model: str | None = None, override: list[str] | None = None, **options: Any
+) -> BitNetConfig:
     """The configuration file, if there is one, and what the command line says otherwise.
 
-    model: a file, or in mode api the name of a model. options: keys of the schema; None = not given.
-    Raises ConfigError.
+    model: a file, or in mode api the name of a model. override: KEY=VALUE. options: keys of the schema; None =
+    not given. Raises ConfigError and ValidationError.
     """
     from bitnet.config import load  # late: --help needs no schema
 
+    if override:
+        from bitnet.models import overrides
+
+        options["metadata_overrides"] = overrides.parse(override)
     found = load(config, **options)
     if model is not None:
         found = load(found, **{"model" if found.mode == "api" else "model_path": model})

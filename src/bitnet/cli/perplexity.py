@@ -22,6 +22,9 @@ def perplexity(
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
     threads: options.Threads = None,
     kv_type: options.KvType = None,
+    layout: options.Layout = None,
+    scales: options.Scales = None,
+    override: options.Override = None,
     config: options.Config = None,
 ) -> None:
     """Measure how well a model predicts a text: its perplexity, the lower the better.
@@ -36,7 +39,16 @@ def perplexity(
 
     text = measuring.read_text(file)
     settings = options.settings(
-        config, model=model, n_ctx=window, n_threads=threads, n_batch=1, kv_type=kv_type, mode="direct"
+        config,
+        model=model,
+        n_ctx=window,
+        n_threads=threads,
+        n_batch=1,
+        kv_type=kv_type,
+        layout=layout,
+        scales=scales,
+        override=override,
+        mode="direct",
     )
     with BitNet.from_config(settings) as loaded, measuring.progress_bar("perplexity") as on_progress:
         result = evaluation.perplexity(

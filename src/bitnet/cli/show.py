@@ -27,11 +27,15 @@ SHOWN_CHARACTERS = 400
 
 def show(
     model: Annotated[
-        str | None, typer.Argument(metavar="MODEL", help="A file or a name, as -m takes it. Default: the bundled model.")
+        str | None,
+        typer.Argument(metavar="MODEL", help="A file or a name, as -m takes it. Default: the bundled model."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
     ctx: options.Context = None,
     kv_type: options.KvType = None,
+    layout: options.Layout = None,
+    scales: options.Scales = None,
+    override: options.Override = None,
     batch: Annotated[
         int | None,
         typer.Option(
@@ -49,7 +53,17 @@ def show(
     from bitnet.model import BitNet  # late: usage errors and --help need no engine
     from bitnet.models.inspect import inspect
 
-    settings = options.settings(config, model=model, n_ctx=ctx, n_batch=batch, kv_type=kv_type, mode="direct")
+    settings = options.settings(
+        config,
+        model=model,
+        n_ctx=ctx,
+        n_batch=batch,
+        kv_type=kv_type,
+        layout=layout,
+        scales=scales,
+        override=override,
+        mode="direct",
+    )
     named = settings.direct_options()["model"]
     entry = _known(named)
     if entry is not None and not _is_here(named):
@@ -116,6 +130,7 @@ def _describe(info: ModelInfo) -> list[str]:
         f"  vocabulary    {info.vocab_size}",
         f"  context       {info.context_length} tokens",
         f"  chat          {'yes' if info.has_chat_template else 'no chat template'}",
+        f"  weights       {_reading(info)}",
         f"  kernels       {info.kernels}, {info.n_threads} threads",
         "",
         "Memory needed",
@@ -127,6 +142,12 @@ def _describe(info: ModelInfo) -> list[str]:
     for title, sentences in (("Repaired", info.repairs), ("Warnings", info.warnings)):
         lines += ["", title, *(f"  {printable(sentence)}" for sentence in sentences or ("nothing",))]
     return lines
+
+
+def _reading(info: ModelInfo) -> str:
+    found = f"layout {info.layout}, scales {info.scales}"
+    tried = ", ".join(f"{printable(way)} {loss:.2f}" for way, loss in info.losses.items())
+    return found + (f" (found out: {tried} nats a token)" if tried else "")
 
 
 def _shorten(value: Any) -> str:

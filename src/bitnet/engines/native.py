@@ -20,18 +20,30 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bitnet import _native
-from bitnet.engines import tiles
+from bitnet.engines import layouts, tiles
 from bitnet.engines.generation import Generation
 from bitnet.errors import ContextOverflowError, EngineClosedError, ModelFileError, ValidationError
-from bitnet.models import weight_cache
+from bitnet.models import catalog, overrides, weight_cache
+from bitnet.models.catalog import CatalogModel
+from bitnet.models.overrides import Overrides
 from bitnet.runtime.answer import Gathering
-from bitnet.runtime.embedding import POOLING_TYPES, PREFIXES, EmbeddingSequence, EmbeddingWindow
+from bitnet.runtime.embedding import POOLING_TYPES, EmbeddingSequence, EmbeddingWindow
 from bitnet.runtime.scheduler import Scheduler
 from bitnet.runtime.sequence import GenerationSequence, LogitsSequence, LogprobsSequence
 from bitnet.text.chat_template import ChatTemplate
 from bitnet.text.tokenizer import Tokenizer
 from bitnet.text.tool_calls import prompt_parts
-from bitnet.values import EmbeddingRequest, Health, KvType, ModelInfo, Pooling, QuantType, Request
+from bitnet.values import (
+    EmbeddingRequest,
+    Health,
+    KvType,
+    Layout,
+    ModelInfo,
+    Pooling,
+    QuantType,
+    Request,
+    Scales,
+)
 
 if TYPE_CHECKING:
     from bitnet.text.constraints import Constraint
@@ -63,25 +75,41 @@ class NativeEngine:
         use_pretuned: bool = True,
         kernel_params: Iterable[tuple[str, int]] = (),
         embd_type: str | None = None,
+        layout: Layout = "x128",
+        scales: Scales | None = None,
+        metadata_overrides: Overrides = (),
     ) -> None:
         """Loads the model. The options are those of bitnet.BitNet. Raises ModelFileError and
         ValidationError."""
         started_at = time.perf_counter()
         file = _native.ModelFile(str(path))
+        facts = overrides.apply(file.metadata, metadata_overrides)
+        try:
+            self._tokenizer = Tokenizer.from_metadata(facts)
+            self._chat_template = ChatTemplate.from_metadata(facts, self._tokenizer)
+        except ModelFileError as error:
+            raise ModelFileError(f"{path}: {error}") from None
+        repairs = [*self._tokenizer.repairs, *self._chat_template.repairs]
+        end = self._chat_template.end_of_turn()
+        if end is not None and end not in self._tokenizer.end_ids and end != self._tokenizer.bos_id:
+            self._tokenizer = self._tokenizer.ending_with(end)
+            repairs.append(
+                f"The chat template ends each answer with {self._tokenizer.token_text(end)} ({end}), which "
+                "the model file does not name as the end of a turn; it ends answers here, too."
+            )
+        reading = layouts.choose(
+            path, file, self._tokenizer, layout=layout, scales=scales, n_threads=n_threads
+        )
         model = _native.Model(
             file,
             n_threads=n_threads,
             use_mmap=use_mmap,
             use_mlock=use_mlock,
-            cache_path=weight_cache.path_for(path, embd_type or "") if use_mmap else "",
+            cache_path=_cache_path(path, embd_type, reading.layout) if use_mmap else "",
             embd_type=embd_type or "",
+            layout=reading.layout,
+            divide_by_scales=reading.scales == "divide",
         )
-        metadata = file.metadata
-        try:
-            self._tokenizer = Tokenizer.from_metadata(metadata)
-            self._chat_template = ChatTemplate.from_metadata(metadata, self._tokenizer)
-        except ModelFileError as error:
-            raise ModelFileError(f"{path}: {error}") from None
         if self._tokenizer.vocab_size != model.vocab_size:
             raise ModelFileError(
                 f"{path}: the tokenizer has {self._tokenizer.vocab_size} tokens, but the embedding has "
@@ -104,12 +132,20 @@ class NativeEngine:
         self._lock = threading.RLock()  # guards _model and _current; a garbage collection may close us
         self._model: _native.Model | None = model
         runner = self._start(model)
-        repairs = [*self._tokenizer.repairs, *self._chat_template.repairs]
-        warnings = list(model.warnings)
+        known = catalog.identify(model)
+        self._prefixes = {} if known is None else known.embedding_prefixes
+        pooling = _pooling(facts, model.architecture)
+        warnings = [*self._tokenizer.warnings, *model.warnings]
+        if reading.repair is not None:
+            repairs.append(reading.repair)
+        if reading.warning is not None:
+            warnings.append(reading.warning)
+        if known is not None and known.pooling not in (None, pooling):
+            warnings.append(_pooling_doubt(pooling, known))
         if self._chat_template.source is not None and self._chat_template.problem is not None:
             warnings.append(self._chat_template.problem)
         self._info = ModelInfo(
-            name=str(metadata.get("general.name") or path.stem),
+            name=str(facts.get("general.name") or path.stem),
             path=str(path),
             architecture=model.architecture,
             activation=model.activation,
@@ -132,15 +168,17 @@ class NativeEngine:
             kv_type=kv_type,
             kv_bytes=runner.kv_bytes,
             has_chat_template=self._chat_template.problem is None,
-            pooling=_pooling(metadata, model.architecture),
+            pooling=pooling,
             repairs=tuple(repairs),
             warnings=tuple(warnings),
             quant_type=quant_type,
             tiles=runner.tiles,
             embd_type=model.embd_type,
+            layout=reading.layout,
+            scales=reading.scales,
+            losses=reading.losses,
         )
-        for message in dict.fromkeys([*repairs, *warnings]):
-            logger.warning("%s: %s", path.name, message)
+        _tell_once(path, [*repairs, *warnings])
         logger.debug(
             "loaded %s in %.3f s: %d threads, %s kernels, packed weights %s",
             path,
@@ -303,7 +341,7 @@ class NativeEngine:
         except BaseException:
             window.cancel()
             raise
-        return self._stack(vectors)
+        return self._stack(vectors, request.dimensions)
 
     async def aembed(self, request: EmbeddingRequest) -> NDArray[np.float32]:
         # To make tokens of many texts takes longer than an event loop may stand still.
@@ -316,7 +354,7 @@ class NativeEngine:
         except BaseException:
             window.cancel()
             raise
-        return self._stack(vectors)
+        return self._stack(vectors, request.dimensions)
 
     def _embedding_window(self, request: EmbeddingRequest) -> EmbeddingWindow:
         info = self._info
@@ -327,20 +365,32 @@ class NativeEngine:
                 'pooling="mean" or "last" yourself',
                 field="pooling",
             )
-        prefix = PREFIXES.get(info.name, {}).get(request.kind, "")
+        if request.dimensions is not None and request.dimensions > info.hidden_size:
+            raise ValidationError(
+                f"dimensions={request.dimensions} is more than the {info.hidden_size} of this model's vectors",
+                field="dimensions",
+            )
+        prefix = self._prefixes.get(request.kind, "") if request.prefix is None else request.prefix
         texts = [self.tokenize(prefix + text) for text in request.texts]
         for index, token_ids in enumerate(texts):
             if len(token_ids) > info.n_ctx:
                 raise _text_overflow(index, len(token_ids), info.n_ctx)
         sequences = (
-            EmbeddingSequence(ids, info.hidden_size, pooling=pooling, normalize=request.normalize)
+            EmbeddingSequence(
+                ids,
+                info.hidden_size,
+                pooling=pooling,
+                normalize=request.normalize,
+                dimensions=request.dimensions,
+            )
             for ids in texts
         )
         # Twice as many as run together, so that there is always one ready to follow.
         return EmbeddingWindow(self._scheduler, sequences, 2 * info.n_batch)
 
-    def _stack(self, vectors: list[NDArray[np.float32]]) -> NDArray[np.float32]:
-        return np.stack(vectors) if vectors else np.empty((0, self._info.hidden_size), np.float32)
+    def _stack(self, vectors: list[NDArray[np.float32]], dimensions: int | None) -> NDArray[np.float32]:
+        size = dimensions or self._info.hidden_size
+        return np.stack(vectors) if vectors else np.empty((0, size), np.float32)
 
     def health(self) -> Health:
         try:
@@ -359,6 +409,32 @@ class NativeEngine:
 def _pooling(metadata: Mapping[str, Any], architecture: str) -> Pooling | None:
     declared = metadata.get(f"{architecture}.pooling_type", 0)
     return POOLING_TYPES.get(declared) if isinstance(declared, int) else None
+
+
+def _pooling_doubt(pooling: Pooling | None, known: CatalogModel) -> str:
+    declared = pooling or "a pooling unknown here"
+    return (
+        f"The model file declares {declared} as its pooling, and the model card of {known.title} says "
+        f"{known.pooling}. The file is followed; if its vectors find the wrong texts, say "
+        f"pooling={known.pooling!r}, or metadata_overrides={{'pooling_type': {known.pooling!r}}} for all calls."
+    )
+
+
+def _cache_path(path: Path, embd_type: str | None, layout: str) -> str:
+    variant = [part for part in (embd_type, "" if layout == layouts.USUAL_LAYOUT else layout) if part]
+    return weight_cache.path_for(path, "-".join(variant))
+
+
+_told: set[tuple[str, int, str]] = set()
+
+
+def _tell_once(path: Path, messages: Iterable[str]) -> None:
+    """Log each message about a file once in this process, however often the file is loaded."""
+    for message in dict.fromkeys(messages):
+        key = (os.path.realpath(path), path.stat().st_mtime_ns, message)
+        if key not in _told:
+            _told.add(key)
+            logger.warning("%s: %s", path.name, message)
 
 
 def _text_overflow(index: int, n_tokens: int, n_ctx: int) -> ContextOverflowError:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import json
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -101,6 +101,36 @@ def known_models() -> tuple[CatalogModel, ...]:
 def named(name: str) -> CatalogModel | None:
     """The model with this short name, in whatever case."""
     return next((model for model in known_models() if model.name == name.lower()), None)
+
+
+class Sizes(Protocol):
+    """What a loaded model says of itself."""
+
+    @property
+    def architecture(self) -> str: ...
+    @property
+    def n_layers(self) -> int: ...
+    @property
+    def hidden_size(self) -> int: ...
+    @property
+    def ffn_size(self) -> int: ...
+    @property
+    def n_heads(self) -> int: ...
+    @property
+    def vocab_size(self) -> int: ...
+
+
+def identify(model: Sizes) -> CatalogModel | None:
+    """The known model with this architecture and these sizes, whatever its file is called."""
+    for known in known_models():
+        sizes = known.dimensions
+        if sizes is not None and (
+            known.architecture == model.architecture
+            and (sizes.n_layers, sizes.hidden_size, sizes.ffn_size, sizes.n_heads, sizes.vocab_size)
+            == (model.n_layers, model.hidden_size, model.ffn_size, model.n_heads, model.vocab_size)
+        ):
+            return known
+    return None
 
 
 def published_at(repository: str) -> CatalogModel | None:

@@ -72,11 +72,20 @@ def path_for(model: Path, variant: str = "", *, min_bytes: int = MIN_BYTES) -> s
         return ""
 
 
+def note_path(model: Path, ending: str) -> Path:
+    """Where something that was found out of a model file is remembered. Raises RuntimeError without a home."""
+    return directory() / f"{_digest(model)}.{ending}"
+
+
 def remove(model: Path) -> int:
-    """Remove the packed weights of a model file, which may be gone. Returns the bytes that are free now."""
+    """Remove the packed weights of a model file, which may be gone, and what was found out of it.
+
+    Returns the bytes that are free now."""
     freed = 0
     with contextlib.suppress(OSError, RuntimeError):
-        for file in directory().glob(f"*-{_digest(model)}{_SUFFIX}*"):
+        digest = _digest(model)
+        folder = directory()
+        for file in (*folder.glob(f"*-{digest}{_SUFFIX}*"), *folder.glob(f"{digest}.*")):
             freed += file.stat().st_size
             file.unlink()
     return freed

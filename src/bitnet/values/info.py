@@ -12,6 +12,9 @@ from .embedding import Pooling
 QuantType = Literal["i2_s", "tl1"]
 EmbdType = Literal["f32", "f16", "q8_0", "q6_k", "q4_0"]
 KvType = Literal["f16", "q8_0"]
+# How the ternary weights of a file are read; see bitnet.BitNet.
+Layout = Literal["x128", "arm64", "row4", "preset", "auto"]
+Scales = Literal["multiply", "divide", "auto"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +43,8 @@ class ModelInfo:
     pooling: how `embed` makes one vector of a text if it is not told; None = in a way unknown here.
     quant_type, tiles: how ternary products are computed, see bitnet.BitNet. embd_type: what embedding and
     head are kept as, such as "F16".
+    layout, scales: how the file's ternary weights are read; losses: of each way that was tried to find that
+    out, nats a token.
     repairs: what was wrong in the file and is handled; warnings: what else its user should know.
     In api mode path is the server's address, and what the server does not tell is 0 or empty.
     """
@@ -73,6 +78,9 @@ class ModelInfo:
     quant_type: QuantType = "i2_s"
     tiles: Mapping[str, int] = field(default_factory=dict, hash=False)
     embd_type: str = ""
+    layout: str = ""
+    scales: str = ""
+    losses: Mapping[str, float] = field(default_factory=dict, hash=False)
 
     @property
     def memory_bytes(self) -> int:

@@ -274,12 +274,20 @@ class HttpEngine:
             answer = await self._connection.post(loop, f"{server.api}/embeddings", body, deadline)
             rows += _vectors(answer, len(part))
         if not rows:
-            return np.empty((0, server.hidden_size), np.float32)
+            return np.empty((0, request.dimensions or server.hidden_size), np.float32)
         if len({row.shape for row in rows}) != 1:
             raise ServerError("the server's embeddings are not all of the same length")
         vectors = np.stack(rows)
         if not np.isfinite(vectors).all():
             raise ServerError("the server's embeddings are not all finite numbers")
+        if request.dimensions is not None and server.kind != "bitnet":
+            if request.dimensions > vectors.shape[1]:
+                raise ValidationError(
+                    f"dimensions={request.dimensions} is more than the {vectors.shape[1]} of this model's "
+                    "vectors",
+                    field="dimensions",
+                )
+            vectors = vectors[:, : request.dimensions]
         if request.normalize and server.kind != "bitnet":
             lengths = np.linalg.norm(vectors.astype(np.float64), axis=1, keepdims=True)
             if not lengths.all():

@@ -1,0 +1,230 @@
+"""What a model file cannot say of its ternary weights, found out by computing: the order of their codes, and
+whether their scales multiply or divide.
+
+A wrong order leaves every number plausible and every answer garbage. So each way to read the file predicts a
+small text that comes with the package, and the one that predicts it best is kept, if it is better than the
+usual one beyond doubt. The verdict is remembered beside the packed weights.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import logging
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bitnet import _native
+from bitnet.errors import ModelFileError, ValidationError
+from bitnet.models import weight_cache
+from bitnet.models.tensor_codec import TernaryLayout
+from bitnet.text.tokenizer import Tokenizer
+from bitnet.values import Layout, Scales
+
+logger = logging.getLogger("bitnet")
+
+USUAL_LAYOUT: TernaryLayout = "x128"
+USUAL_SCALES = "multiply"
+_TEXT = (
+    "The capital of France is Paris. The capital of Japan is Tokyo. The sun rises in the east and sets in "
+    "the west. A dog is an animal, and a rose is a flower. The opposite of hot is cold. One day a little "
+    "girl went to the park with her mother. She saw a big red ball under a tree. She was very happy, and "
+    "she said thank you."
+)
+_MOST_TOKENS = 128
+# How much better, in nats a token, another way must be than the usual one; and in standard errors of that
+# difference. Wrong orders cost 1 to 10 nats.
+_LEAST_GAIN = 0.05
+_LEAST_CERTAINTY = 3.0
+# Of the loss of guessing among all tokens alike: what predicts no better makes no sense of a text.
+_HOPELESS = 0.95
+_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """losses: nats a token by way, such as "arm64" or "x128 divide", of those the file can be read in."""
+
+    layout: TernaryLayout
+    scales: str
+    losses: dict[str, float]
+    hopeless: bool
+
+    @property
+    def sentence(self) -> str:
+        """One line for the user."""
+        kept = _way(self.layout, self.scales)
+        others = ", ".join(f"{way} {loss:.2f}" for way, loss in self.losses.items() if way != kept)
+        return (
+            f"The ternary weights are read as {kept}: so the model predicts a test text best, with a loss of "
+            f"{self.losses[kept]:.2f} nats a token ({others})."
+        )
+
+    @property
+    def repair(self) -> str | None:
+        """The same, if it was found out and is not the usual way."""
+        usual = (self.layout, self.scales) == (USUAL_LAYOUT, USUAL_SCALES)
+        return None if usual or self.hopeless or not self.losses else self.sentence
+
+    @property
+    def warning(self) -> str | None:
+        if not self.hopeless:
+            return None
+        return (
+            "No way to read the ternary weights predicts a test text better than chance "
+            f"({min(self.losses.values()):.2f} nats a token at best): the file is damaged, was converted "
+            f"wrongly, or its model was never trained for English text. They are read as {self.layout}."
+        )
+
+
+def choose(
+    path: Path,
+    file: _native.ModelFile,
+    tokenizer: Tokenizer,
+    *,
+    layout: Layout,
+    scales: Scales | None,
+    **loading: Any,
+) -> Verdict:
+    """How to read the ternary weights of a file.
+
+    layout, scales: as the user says, "auto" = to be found out; scales None = with layout="auto" to be found
+    out, else "multiply". loading: further options of _native.Model that a trial needs.
+    """
+    orders = _orders(file) if layout == "auto" else (layout,)
+    directions: tuple[str, ...]
+    if scales == "auto" or (scales is None and layout == "auto"):
+        directions = ("multiply", "divide")
+    else:
+        directions = (scales or USUAL_SCALES,)
+    if len(orders) == len(directions) == 1:
+        return Verdict(orders[0], directions[0], {}, False)
+    key = [_VERSION, list(orders), list(directions)]
+    kept = _kept(path, key)
+    if kept is not None:
+        return kept
+    verdict = _tried(file, tokenizer, orders, directions, loading)
+    _keep(path, key, verdict)
+    if verdict.repair is None and verdict.warning is None:  # which are told with the others
+        logger.warning("%s: %s", path.name, verdict.sentence)
+    return verdict
+
+
+def _orders(file: _native.ModelFile) -> tuple[TernaryLayout, ...]:
+    types = {tensor.type_name for tensor in file.tensors}
+    orders: list[TernaryLayout] = [USUAL_LAYOUT]
+    if "I2_S" in types:
+        orders += ["arm64", "row4"]
+    if "TL1" in types:
+        orders.append("preset")
+    return tuple(orders)
+
+
+def _tried(
+    file: _native.ModelFile,
+    tokenizer: Tokenizer,
+    orders: tuple[TernaryLayout, ...],
+    directions: tuple[str, ...],
+    loading: dict[str, Any],
+) -> Verdict:
+    ids = tokenizer.encode(_TEXT, add_special=False)[: _MOST_TOKENS - 1]
+    bos = [tokenizer.bos_id] if tokenizer.add_bos and tokenizer.bos_id is not None else []
+    token_ids = np.array([*bos, *ids], np.int32)
+
+    # All of them: with inverted scales, a model may predict less with the right order than with a wrong one.
+    found: dict[tuple[TernaryLayout, str], NDArray[np.float64]] = {}
+    problem: Exception | None = None
+    for way in itertools.product(orders, directions):
+        try:
+            found[way] = _losses(file, token_ids, *way, loading)
+        except (ModelFileError, ValidationError) as error:  # cannot be read that way
+            problem = problem or error
+    if not found:
+        assert problem is not None
+        raise problem
+    usual = orders[0], directions[0]
+    means = {_way(*way): float(values.mean()) for way, values in found.items()}
+    hopeless = min(means.values()) > _HOPELESS * math.log(tokenizer.vocab_size)
+    return Verdict(*(usual if hopeless else _best(found, usual)), means, hopeless)
+
+
+def _losses(
+    file: _native.ModelFile,
+    token_ids: NDArray[np.int32],
+    order: TernaryLayout,
+    direction: str,
+    loading: dict[str, Any],
+) -> NDArray[np.float64]:
+    """Of every token but the first, in nats."""
+    model = _native.Model(file, layout=order, divide_by_scales=direction == "divide", **loading)
+    n_blocks = -(-_MOST_TOKENS // 32)
+    runner = _native.Runner(
+        model, n_blocks=n_blocks, max_batch_tokens=_MOST_TOKENS, n_threads=loading.get("n_threads", 0)
+    )
+    n = len(token_ids)
+    runner.forward(token_ids, [range(n_blocks)], [0], [n], range(n))
+    return -np.array(runner.logprobs(token_ids[1:]))
+
+
+def _best(
+    found: dict[tuple[TernaryLayout, str], NDArray[np.float64]], usual: tuple[TernaryLayout, str]
+) -> tuple[TernaryLayout, str]:
+    """The usual way, unless another is better beyond doubt."""
+    best = min(found, key=lambda way: float(found[way].mean()))
+    if usual not in found or best == usual:
+        return best
+    gains = found[usual] - found[best]
+    error = float(gains.std(ddof=1)) / math.sqrt(len(gains))
+    gain = float(gains.mean())
+    return best if gain > _LEAST_GAIN and gain > _LEAST_CERTAINTY * error else usual
+
+
+def _way(layout: str, scales: str) -> str:
+    return layout if scales == USUAL_SCALES else f"{layout} {scales}"
+
+
+# ---- what is remembered ------------------------------------------------------------------------------
+
+
+def _kept(path: Path, key: list[Any]) -> Verdict | None:
+    """None: there is nothing for this version of the file, or it is damaged, which is no reason to fail."""
+    try:
+        stored = json.loads(weight_cache.note_path(path, "layout.json").read_text("utf-8"))
+        if stored["file"] != _identity(path) or stored["ways"] != key:
+            return None
+        if stored["layout"] not in get_args(TernaryLayout) or stored["scales"] not in ("multiply", "divide"):
+            return None
+        losses = {str(way): float(loss) for way, loss in stored["losses"].items()}
+        verdict = Verdict(stored["layout"], stored["scales"], losses, bool(stored["hopeless"]))
+        return verdict if _way(verdict.layout, verdict.scales) in losses else None
+    except (OSError, RuntimeError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def _keep(path: Path, key: list[Any], verdict: Verdict) -> None:
+    stored = {
+        "file": _identity(path),
+        "ways": key,
+        "layout": verdict.layout,
+        "scales": verdict.scales,
+        "losses": verdict.losses,
+        "hopeless": verdict.hopeless,
+    }
+    with contextlib.suppress(OSError, RuntimeError):
+        weight_cache.own_folder()
+        file = weight_cache.note_path(path, "layout.json")
+        temporary = file.with_name(f"{file.name}.{os.getpid()}.tmp")
+        temporary.write_text(json.dumps(stored), "utf-8")
+        os.replace(temporary, file)
+
+
+def _identity(path: Path) -> list[int]:
+    status = os.stat(path)
+    return [status.st_size, status.st_mtime_ns]
