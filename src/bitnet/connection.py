@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, SecretStr, field
 
 from bitnet.config import BitNetConfig, load
 from bitnet.model import BitNet
-from bitnet.models.reference import BUNDLED
+from bitnet.models import bundled
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -173,9 +173,9 @@ class Connection(BaseModel):
         if self.model is not None:
             return self.model
         if self.config is None:
-            return BUNDLED
+            return bundled.NAME
         settings = self.settings
-        return settings.model or (Path(settings.model_path).stem if settings.model_path else BUNDLED)
+        return settings.model or (Path(settings.model_path).stem if settings.model_path else bundled.NAME)
 
     def context_size(self) -> int:
         """Tokens of prompt and answer together. Nothing is loaded for it but a file's header."""

@@ -86,9 +86,10 @@ def remove(reference: Reference) -> None:
 
 
 def _parse(reference: str) -> HubReference:
+    from bitnet.models import bundled
     from bitnet.models import reference as references
 
-    if reference == references.BUNDLED:
+    if reference == bundled.NAME:
         raise ValidationError(f"{reference} is part of the package")
     found = references.parse(reference)
     if found is None:
@@ -97,10 +98,10 @@ def _parse(reference: str) -> HubReference:
 
 
 def _present() -> list[Row]:
-    from bitnet.models import bundled, catalog, hub, reference
+    from bitnet.models import bundled, catalog, hub
 
     path = bundled.path()
-    rows = [Row(reference.BUNDLED, reference.BUNDLED, path.stat().st_size, str(path))]
+    rows = [Row(bundled.NAME, bundled.NAME, path.stat().st_size, str(path))]
     for model in hub.cached_models():
         entry = catalog.published_at(model.reference.repository)
         same = entry is not None and model.reference.revision is None and entry.file == model.reference.file

@@ -11,7 +11,7 @@ import typer
 
 from bitnet.cli import options
 from bitnet.errors import BitNetError, ValidationError
-from bitnet.models.reference import BUNDLED
+from bitnet.models import bundled
 
 if TYPE_CHECKING:
     from bitnet.config import BitNetConfig
@@ -223,7 +223,7 @@ def _settings(config: str | None, models: list[str], **given: Any) -> dict[str, 
         if given["n_batch"] is None and not settings.given("n_batch"):
             settings = load(settings, n_batch=N_BATCH)
         if name is None:
-            named = path or settings.model or settings.model_path or BUNDLED
+            named = path or settings.model or settings.model_path or bundled.NAME
             name = os.path.basename(named).removesuffix(".gguf")
         if name in found:
             raise ValidationError(f"two models have the name {name!r}: give them names, as -m NAME=FILE")

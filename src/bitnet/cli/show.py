@@ -7,7 +7,7 @@ import json
 import logging
 import math
 import os
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -16,9 +16,10 @@ from bitnet.cli import options
 from bitnet.cli.models import describe
 from bitnet.cli.terminal import printable, size_text, table, write
 from bitnet.errors import ModelFileError
-from bitnet.models import catalog, hub, reference
-from bitnet.models.catalog import CatalogModel
 from bitnet.values import ModelInfo
+
+if TYPE_CHECKING:
+    from bitnet.models.catalog import CatalogModel
 
 # Longer lists (vocabularies) and strings (chat templates) are shortened for the screen; --json has them
 # whole.
@@ -52,8 +53,8 @@ def show(
 
     settings = options.settings(config, model=model, n_ctx=ctx, n_batch=batch, kv_type=kv_type, mode="direct")
     named = settings.direct_options()["model"]
-    entry = _known(named)
-    if entry is not None and not _is_here(named):
+    entry, is_away = _known(named)
+    if entry is not None and is_away:
         # Nothing is downloaded to be looked at.
         if as_json:
             write(entry.model_dump_json(indent=2, exclude_none=True) + "\n")
@@ -95,15 +96,13 @@ def show(
     write("\n".join(line.rstrip() for line in lines) + "\n")
 
 
-def _known(named: str | None) -> CatalogModel | None:
-    """The model of the catalog that is meant."""
+def _known(named: str | None) -> tuple[CatalogModel | None, bool]:
+    """The model of the catalog that is meant, if it is one, and whether it has to be downloaded."""
+    from bitnet.models import catalog, hub, reference  # late, as above
+
     wanted = reference.parse(named) if named is not None and not os.path.exists(named) else None
-    return None if wanted is None else catalog.published_at(wanted.repository)
-
-
-def _is_here(named: str) -> bool:
-    wanted = reference.parse(named)
-    return wanted is not None and hub.local_path(wanted) is not None
+    entry = None if wanted is None else catalog.published_at(wanted.repository)
+    return entry, wanted is not None and hub.local_path(wanted) is None
 
 
 def _describe(info: ModelInfo) -> list[str]:

@@ -103,7 +103,7 @@ def _decode(
     layout: TernaryLayout,
     tiles: tuple[TlTile, ...],
 ) -> tuple[NDArray[np.int8], float]:
-    data = _read(*place, max(n_bytes, tensor_bytes(kind, shape[::-1])))
+    data = _read(*place, n_bytes)
     try:
         matrix = decode_ternary(data, kind, *shape, layout=layout, tiles=tiles)
         return matrix.codes, float(np.float32(matrix.scale) * np.float32(factor))

@@ -111,8 +111,8 @@ def download(reference: HubReference) -> Path:
         paths = []
         for file in files:
             _complete_blob(reference, file.name, metadata[file.name])
-            paths.append(_point_at_blob(reference, file.name))
-    if len(files) == 1 and files[0].name.endswith(".gguf"):
+            paths.append(_point_at_blob(reference, file.name, _blob(reference, metadata[file.name])))
+    if reference.file is not None or files[0].name.endswith(".gguf"):
         return paths[0]
     snapshots = {path.parents[name.name.count("/")] for path, name in zip(paths, files, strict=True)}
     if len(snapshots) != 1:
@@ -300,7 +300,7 @@ def _transfer(file: IO[bytes], name: str, metadata: HfFileMetadata) -> None:
         )
 
 
-def _point_at_blob(reference: HubReference, name: str) -> Path:
+def _point_at_blob(reference: HubReference, name: str, blob: Path) -> Path:
     """The file under its own name; its content is there already."""
     from huggingface_hub import hf_hub_download
 
@@ -308,6 +308,8 @@ def _point_at_blob(reference: HubReference, name: str) -> Path:
         path = Path(hf_hub_download(reference.repository, name, revision=reference.revision))
     if not _is_inside_cache(path):
         raise DownloadError(f"{name} of {reference} would lie at {path}, outside of the cache")
+    if path.is_symlink() and os.path.realpath(path) != os.path.realpath(blob):
+        raise DownloadError(f"{reference} was changed while it was downloaded; try again")
     return path
 
 

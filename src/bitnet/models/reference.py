@@ -10,10 +10,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from bitnet.errors import ModelNotFoundError
-from bitnet.models import catalog
-
-BUNDLED: Final = "bitnet-tiny"
-"""The model that comes with the package."""
+from bitnet.models import bundled, catalog
 
 _HUB: Final = re.compile(
     rf"(?P<repository>{catalog.REPOSITORY})"
@@ -55,6 +52,8 @@ def parse(name: str) -> HubReference | None:
     file = match["file"]
     if file is not None and not is_safe_file_name(file):
         raise ModelNotFoundError(f"{file!r} is no name of a file in a repository")
+    if file is not None and not file.endswith(".gguf"):
+        raise ModelNotFoundError(f"{name}: {file!r} is no .gguf file; leave it out to use a folder of safetensors")
     entry = catalog.published_at(match["repository"])
     if entry is not None and file is None and match["revision"] is None:
         file = entry.file
@@ -88,4 +87,4 @@ def hint(name: str) -> str:
 
 def is_known(name: str) -> bool:
     """Whether `name` need not be a path."""
-    return name == BUNDLED or parse(name) is not None
+    return name == bundled.NAME or parse(name) is not None
