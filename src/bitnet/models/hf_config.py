@@ -6,7 +6,6 @@ What the configuration does not say is refused, not guessed, where a guess would
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -238,7 +237,7 @@ def _rope_base(config: Mapping[str, Any], path: Path) -> float:
         if len(bases) != 1:
             raise ConversionError(f"{path}: layers with different rope bases {bases} are not supported")
         config = {"rope_theta": bases.pop()}
-    elif config.get("rope_local_base_freq", config.get("rope_theta")) != config.get("rope_theta"):
+    elif "rope_local_base_freq" in config and config["rope_local_base_freq"] != config.get("rope_theta"):
         raise ConversionError(f"{path}: layers with different rope bases are not supported")
     if config.get("rope_theta") is None:
         raise ConversionError(f"{path} does not say the base of the rotary embedding (rope_theta)")
@@ -258,7 +257,7 @@ def _number(config: Mapping[str, Any], key: str, path: Path, above: float, below
     value = config.get(key)
     if not isinstance(value, (int, float)) or isinstance(value, bool) or not above < value < below:
         raise ConversionError(f"{path}: {key} must be between {above:g} and {below:g}, not {value!r}")
-    return float(value) if math.isfinite(value) else 0.0
+    return float(value)
 
 
 def _token_id(value: Any) -> int | None:

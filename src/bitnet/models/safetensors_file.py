@@ -135,8 +135,8 @@ def _tensor(path: Path, name: str, entry: Any, start: int, size: int) -> tuple[S
     if not isinstance(entry, dict):
         raise ConversionError(f"{where} is not described")
     dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
-    if dtype not in _DTYPES:
-        raise ConversionError(f"{where} has the type {dtype!r}; known are {', '.join(_DTYPES)}")
+    if not isinstance(dtype, str) or dtype not in _DTYPES:
+        raise ConversionError(f"{where} has the type {dtype!r}; known are {', '.join(_DTYPES)}"[:300])
     if not _are_sizes(shape) or len(shape) > 8 or not _are_sizes(offsets) or len(offsets) != 2:
         raise ConversionError(f"{where} has no sound shape and place: {shape!r}, {offsets!r}"[:300])
     first, last = offsets
