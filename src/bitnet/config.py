@@ -137,8 +137,8 @@ class BitNetConfig(_Block):
         min_length=1,
         description="The model (mode direct): a GGUF file, a Hugging Face folder, or a name that bitnet list "
         "--remote shows or org/name[:file], which is downloaded. A relative path is looked up beside the "
-        "configuration file, then in the working directory. Left out: `model`, else the model bundled with the "
-        "package.",
+        "configuration file, then in the working directory. Left out: `model`, else the model bundled with "
+        "the package.",
     )
     model: str | None = Field(
         default=None,

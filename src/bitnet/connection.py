@@ -22,7 +22,6 @@ from bitnet.models import bundled
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-
 _SERVER_CONTEXT = 2048  # tokens; what a server is taken to have if nobody says
 # Fields that are keys of the configuration schema, passed on as they are.
 _SCHEMA_FIELDS = (
@@ -71,8 +70,8 @@ class Connection(BaseModel):
     model_config = ConfigDict(arbitrary_types_allowed=True)
 
     model: str | None = Field(default=None, frozen=True)
-    """Path of a GGUF file or a Hugging Face folder, a name of `bitnet list --remote`, or org/name[:file]; with
-    `base_url` the server's name for it. None = the model of `config`, else the
+    """Path of a GGUF file or a Hugging Face folder, a name of `bitnet list --remote`, or org/name[:file]
+    (which are downloaded); with `base_url` the server's name for it. None = the model of `config`, else the
     one bundled with bitnet."""
     base_url: str | None = Field(default_factory=lambda: os.environ.get("BITNET_BASE_URL"), frozen=True)
     """An OpenAI-compatible server, such as `bitnet serve`; None = compute in this process. Default:

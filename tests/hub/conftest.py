@@ -4,9 +4,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from huggingface_hub import constants
-
 from fake_hub import FakeHub
+from huggingface_hub import constants
 
 
 @pytest.fixture

@@ -20,10 +20,9 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 class FakeHub:
     """repositories: name -> file name -> content. The rest are faults, by file name.
 
-    breaks: how many downloads end after this many bytes, as (times, bytes). breaks_again: all later ones end
-    at once. damaged: what is sent in place of
-    the content. etags: what is told as checksum. sizes: what is told as size. large: files that are redirected
-    to another host, as large files are. token: needed to see anything.
+    breaks: how many downloads end after so many bytes, as (times, bytes). breaks_again: all later ones end at
+    once. damaged: what is sent in place of the content. etags, sizes: what is told as checksum and as size.
+    token: needed to see anything. Large files are redirected to another server, as the hub does.
     """
 
     repositories: dict[str, dict[str, bytes]] = field(default_factory=dict)
@@ -90,7 +89,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _serve(self) -> None:
         path = unquote(urlparse(self.path).path)
-        self.fake.requests.append((self.command, path, {key.lower(): value for key, value in self.headers.items()}))
+        self.fake.requests.append(
+            (self.command, path, {key.lower(): value for key, value in self.headers.items()})
+        )
         if match := re.fullmatch(r"/cdn/([^/]+/[^/]+)/(.+)", path):
             self._content(match[2], self.fake.repositories[match[1]][match[2]])
             return
@@ -112,8 +113,16 @@ class _Handler(BaseHTTPRequestHandler):
             self._error(404, "RevisionNotFound")
         else:
             siblings = [{"rfilename": name, "size": len(content)} for name, content in files.items()]
-            body = {"id": repository, "modelId": repository, "sha": self.fake.commit, "siblings": siblings,
-                    "tags": [], "downloads": 0, "likes": 0, "private": False}  # fmt: skip
+            body = {
+                "id": repository,
+                "modelId": repository,
+                "sha": self.fake.commit,
+                "siblings": siblings,
+                "tags": [],
+                "downloads": 0,
+                "likes": 0,
+                "private": False,
+            }
             self._send(200, json.dumps(body).encode(), {"Content-Type": "application/json"})
 
     def _resolve(self, repository: str, revision: str, name: str) -> None:
@@ -128,7 +137,10 @@ class _Handler(BaseHTTPRequestHandler):
             self._error(404, "EntryNotFound")
         else:
             content = files[name]
-            headers = {"X-Repo-Commit": self.fake.commit, "ETag": f'"{self.fake.etags.get(name, git_sha1(content))}"'}
+            headers = {
+                "X-Repo-Commit": self.fake.commit,
+                "ETag": f'"{self.fake.etags.get(name, git_sha1(content))}"',
+            }
             if not name.endswith((".gguf", ".safetensors")):
                 self._content(name, content, headers)
                 return

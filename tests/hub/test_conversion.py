@@ -12,6 +12,8 @@ from typing import Any, get_args
 
 import numpy as np
 import pytest
+from hf_folders import FAMILIES, ONLINE, make_folder, write_safetensors
+from test_hf_folders import read_tensors
 
 from bitnet import BitNet, ConversionError, ValidationError, _native
 from bitnet.models import bundled
@@ -22,8 +24,6 @@ from bitnet.models.hf_folder import read_folder
 from bitnet.models.model_source import ModelSource
 from bitnet.models.ternary import absmean, pack_i2s
 from bitnet.models.tl_config import read_tl_config
-from hf_folders import FAMILIES, ONLINE, make_folder, write_safetensors
-from test_hf_folders import read_tensors
 
 
 def matrices(source: ModelSource) -> dict[str, tuple[Any, float]]:
@@ -39,7 +39,9 @@ def test_a_round_trip_keeps_every_code(name: str, kind: FileType, tmp_path: Path
     columns = {tensor.columns for tensor in source.ternary}
     block = {"tq1_0": 256, "tq2_0": 256, "q2_0": 64}.get(kind, 1)
     if any(column % block for column in columns):
-        with pytest.raises(ConversionError, match=rf"needs rows that are a multiple of {block}, not \d+; choose"):
+        with pytest.raises(
+            ConversionError, match=rf"needs rows that are a multiple of {block}, not \d+; choose"
+        ):
             write_model(source, path, file_type=kind)
         assert not path.exists()
         return
@@ -68,7 +70,10 @@ def test_a_round_trip_keeps_every_code(name: str, kind: FileType, tmp_path: Path
     if block == 1:
         assert (tmp_path / "back.gguf").read_bytes() == (tmp_path / "direct.gguf").read_bytes()
     ours = _native.ModelFile(str(path))
-    assert ours.metadata["general.file_type"] == {"i2_s": 40, "tl1": 38, "tq1_0": 36, "tq2_0": 37, "q2_0": 41}[kind]
+    assert (
+        ours.metadata["general.file_type"]
+        == {"i2_s": 40, "tl1": 38, "tq1_0": 36, "tq2_0": 37, "q2_0": 41}[kind]
+    )
 
 
 @pytest.mark.parametrize("kind", ["i2_s", "tq1_0", "tq2_0", "q2_0"])
@@ -89,8 +94,15 @@ def test_what_is_written_computes_the_same(kind: FileType, embd_type: Any, tmp_p
 
 
 def _hf_name(stem: str) -> str:
-    names = {"attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj",
-             "attn_output": "self_attn.o_proj", "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj"}  # fmt: skip
+    names = {
+        "attn_q": "self_attn.q_proj",
+        "attn_k": "self_attn.k_proj",
+        "attn_v": "self_attn.v_proj",
+        "attn_output": "self_attn.o_proj",
+        "ffn_gate": "mlp.gate_proj",
+        "ffn_up": "mlp.up_proj",
+        "ffn_down": "mlp.down_proj",
+    }
     _, layer, name = stem.split(".")
     return f"model.layers.{layer}.{names[name]}.weight_scale"
 
@@ -100,12 +112,18 @@ def test_tl1_has_the_tiles_of_bitnet_cpp_or_those_that_are_given(tmp_path: Path)
     with pytest.raises(ConversionError, match=r"attn_k.weight: .*128 x 512"):
         write_model(source, tmp_path / "x.gguf", file_type="tl1")
     assert [path.name for path in tmp_path.iterdir()] == ["m"]
-    lines = [f"[Kernels_{i}]\nm = {m}\nk = {k}\nbm = 32\nbk = 64\nbmm = 32\n" for i, (m, k) in enumerate(sorted({(t.rows, t.columns) for t in source.ternary}))]
+    lines = [
+        f"[Kernels_{i}]\nm = {m}\nk = {k}\nbm = 32\nbk = 64\nbmm = 32\n"
+        for i, (m, k) in enumerate(sorted({(t.rows, t.columns) for t in source.ternary}))
+    ]
     (tmp_path / "kernel_config.ini").write_text("\n".join(lines))
     tiles = read_tl_config(tmp_path / "kernel_config.ini")
     assert (512, 1408, 32, 64, 32) in tiles
     write_model(source, tmp_path / "x.gguf", file_type="tl1", tiles=tiles)
-    assert matrices(read_gguf(tmp_path / "x.gguf", tiles=tiles))["blk.0.ffn_down.weight"][1] == matrices(source)["blk.0.ffn_down.weight"][1]
+    assert (
+        matrices(read_gguf(tmp_path / "x.gguf", tiles=tiles))["blk.0.ffn_down.weight"][1]
+        == matrices(source)["blk.0.ffn_down.weight"][1]
+    )
     for text in ("", "[a]\nm = 1\n", "[a]\nm=x\nk=1\nbm=1\nbk=1\nbmm=1", "no ini"):
         (tmp_path / "bad.ini").write_text(text)
         with pytest.raises(ValidationError, match=r"is no kernel_config.ini"):
@@ -125,9 +143,13 @@ def write_f32(path: Path, weight: Any, scale: float | None = None) -> Path:
         values = codes * np.float32(1 if scale is not None else s)
         if ternary.name == "blk.0.attn_q.weight":
             values = weight(values)
-        writer.add_tensor(ternary.name, (ternary.columns, ternary.rows), TensorType.F32, values.astype(np.float32))
+        writer.add_tensor(
+            ternary.name, (ternary.columns, ternary.rows), TensorType.F32, values.astype(np.float32)
+        )
         if scale is not None:
-            writer.add_tensor(ternary.name.replace(".weight", ".scale"), (1,), TensorType.F32, np.array([s], np.float32))
+            writer.add_tensor(
+                ternary.name.replace(".weight", ".scale"), (1,), TensorType.F32, np.array([s], np.float32)
+            )
     writer.write()
     return path
 
@@ -145,7 +167,9 @@ def test_floating_point_files_that_are_ternary_are_taken_exactly(tmp_path: Path)
 def test_floating_point_files_that_are_not_ternary_are_refused(tmp_path: Path) -> None:
     noise = np.random.Generator(np.random.PCG64(3)).standard_normal
     path = write_f32(tmp_path / "f32.gguf", lambda values: noise(values.shape).astype(np.float32))
-    with pytest.raises(ConversionError, match=r"blk.0.attn_q.weight is not ternary, and nothing declares it to be latent"):
+    with pytest.raises(
+        ConversionError, match=r"blk.0.attn_q.weight is not ternary, and nothing declares it to be latent"
+    ):
         write_model(read_gguf(path), tmp_path / "out.gguf")
     assert not (tmp_path / "out.gguf").exists()
     source = read_gguf(path, latent=True)
@@ -155,26 +179,31 @@ def test_floating_point_files_that_are_not_ternary_are_refused(tmp_path: Path) -
     assert np.array_equal(codes, expected)
     assert scale == expected_scale
     # The others were ternary, and still are what they were.
-    assert matrices(source)["blk.0.attn_k.weight"][1] == matrices(read_gguf(bundled.path()))["blk.0.attn_k.weight"][1]
+    assert (
+        matrices(source)["blk.0.attn_k.weight"][1]
+        == matrices(read_gguf(bundled.path()))["blk.0.attn_k.weight"][1]
+    )
     bad = write_f32(tmp_path / "nan.gguf", lambda values: values * np.float32(np.nan))
-    with pytest.raises(ConversionError, match="not finite"):
+    with pytest.raises(ConversionError, match=r"not finite"):
         write_model(read_gguf(bad, latent=True), tmp_path / "out.gguf")
 
 
 def test_a_folder_that_is_not_declared_is_refused(tmp_path: Path) -> None:
     family = FAMILIES["llama3-8b"]
     made = make_folder(family, tmp_path / "m")
-    latent = {name: (kind, values) for name, (kind, values) in made.tensors.items() if not name.endswith("_scale")}
+    latent = {
+        name: (kind, values) for name, (kind, values) in made.tensors.items() if not name.endswith("_scale")
+    }
     noise = np.random.Generator(np.random.PCG64(3)).standard_normal
     for name, (kind, values) in latent.items():
         if kind == "U8":
             latent[name] = ("BF16", noise((values.shape[0] * 4, values.shape[1])).astype(np.float32))
     write_safetensors(made.folder / "model.safetensors", latent)
-    with pytest.raises(ConversionError, match="k_proj.weight is not ternary, and nothing declares it"):
+    with pytest.raises(ConversionError, match=r"k_proj.weight is not ternary, and nothing declares it"):
         write_model(read_folder(made.folder), tmp_path / "out.gguf")
     write_model(read_folder(made.folder, latent=True), tmp_path / "out.gguf")
     made.family.config["quantization_config"] = None
-    with pytest.raises(ConversionError, match="not declared to be a BitNet model"):
+    with pytest.raises(ConversionError, match=r"not declared to be a BitNet model"):
         read_folder(_with_config(made.folder, quantization_config=None))
     write_model(read_folder(_with_config(made.folder, quantization_config=ONLINE)), tmp_path / "out.gguf")
 
@@ -196,10 +225,14 @@ def test_the_direction_of_scales_can_be_said(tmp_path: Path) -> None:
 
 
 def test_metadata_is_put_right(tmp_path: Path) -> None:
-    """As the official file of 2B-4T has it: no pre-tokenizer, a placeholder for a template, no end of turn."""
+    """As the official file of 2B-4T has it: no pre-tokenizer, a placeholder as template, no end of turn."""
     folder = make_folder(FAMILIES["2b-4t-packed"], tmp_path / "m").folder
     source = read_folder(folder)
-    metadata = {key: value for key, value in source.metadata.items() if key not in ("tokenizer.ggml.pre", "tokenizer.ggml.eot_token_id")}
+    metadata = {
+        key: value
+        for key, value in source.metadata.items()
+        if key not in ("tokenizer.ggml.pre", "tokenizer.ggml.eot_token_id")
+    }
     metadata["tokenizer.chat_template"] = ("Human: {{ x }}\n\nBITNETAssistant: ", "string")
     metadata["general.extra"] = ([1, 2], ("array", "u16"))
     notes = write_model(ModelSource(metadata, source.ternary, source.dense), tmp_path / "a.gguf")
@@ -208,7 +241,9 @@ def test_metadata_is_put_right(tmp_path: Path) -> None:
     file = _native.ModelFile(str(tmp_path / "a.gguf"))
     assert file.metadata["tokenizer.ggml.eot_token_id"] == 521
     assert file.metadata["tokenizer.ggml.pre"] == "gpt-2"  # going by the size of the vocabulary
-    assert file.metadata["tokenizer.chat_template"].startswith("{{ bos_token }}{% for message in messages %}{{ message.role|capitalize")
+    assert file.metadata["tokenizer.chat_template"].startswith(
+        "{{ bos_token }}{% for message in messages %}{{ message.role|capitalize"
+    )
     assert file.metadata_kinds["general.extra"] == ("array", "u16")
     again = read_gguf(tmp_path / "a.gguf").metadata
     for key, (value, kind) in metadata.items():
@@ -230,7 +265,9 @@ def test_too_large_for_f16(tmp_path: Path) -> None:
     made = make_folder(FAMILIES["2b-4t-packed"], tmp_path / "m")
     made.tensors["model.embed_tokens.weight"][1][7, 7] = 1e5
     write_safetensors(made.folder / "model.safetensors", made.tensors)
-    with pytest.raises(ConversionError, match="token_embd.weight has numbers above 65504; choose --embd-type f32"):
+    with pytest.raises(
+        ConversionError, match=r"token_embd.weight has numbers above 65504; choose --embd-type f32"
+    ):
         write_model(read_folder(made.folder), tmp_path / "a.gguf")
     assert [path.name for path in tmp_path.iterdir()] == ["m"]
     write_model(read_folder(made.folder), tmp_path / "a.gguf", embd_type="f32")
@@ -254,7 +291,11 @@ write_model(read_folder(Path(sys.argv[1])), Path(sys.argv[2]), progress=progress
 """
     out = tmp_path / "out" / "a.gguf"
     for when in (signal.SIGKILL, signal.SIGINT, signal.SIGTERM):
-        with subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "m"), str(out)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as running:
+        with subprocess.Popen(
+            [sys.executable, "-c", code, str(tmp_path / "m"), str(out)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+        ) as running:
             assert running.stdout is not None
             assert running.stdout.readline()  # something was written
             running.send_signal(when)
@@ -287,7 +328,12 @@ write_model(source, Path(sys.argv[2]))
 print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
 """
     started = time.monotonic()
-    done = subprocess.run([sys.executable, "-c", code, str(made.folder), str(tmp_path / "a.gguf")], capture_output=True, check=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(made.folder), str(tmp_path / "a.gguf")],
+        capture_output=True,
+        check=True,
+        text=True,
+    )
     assert int(done.stdout) < 100, (done.stdout, time.monotonic() - started)
     assert (tmp_path / "a.gguf").stat().st_size > 2 * vocab * 512
 

@@ -9,12 +9,12 @@ import shutil
 from pathlib import Path
 
 import pytest
+from fake_hub import COMMIT, FakeHub
 from huggingface_hub import constants
 
 from bitnet import BitNet, DownloadError, ModelNotFoundError, models
 from bitnet.models import bundled, hub
 from bitnet.models.reference import HubReference
-from fake_hub import COMMIT, FakeHub
 
 CONTENT = bytes(range(256)) * 4096  # 1 MiB
 REFERENCE = HubReference("some/model", "model-i2_s.gguf")
@@ -27,10 +27,14 @@ def offered(hub: FakeHub) -> FakeHub:
 
 
 def blobs() -> list[Path]:
-    return sorted(path for path in Path(constants.HF_HUB_CACHE).rglob("blobs/*") if not path.name.endswith(".lock"))
+    return sorted(
+        path for path in Path(constants.HF_HUB_CACHE).rglob("blobs/*") if not path.name.endswith(".lock")
+    )
 
 
-def test_a_download_lies_where_other_programs_expect_it(offered: FakeHub, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_download_lies_where_other_programs_expect_it(
+    offered: FakeHub, caplog: pytest.LogCaptureFixture
+) -> None:
     assert hub.local_path(REFERENCE) is None
     with caplog.at_level(logging.WARNING, "bitnet"):
         path = hub.fetch(REFERENCE)
@@ -62,10 +66,12 @@ def test_the_file_of_a_repository_is_found(offered: FakeHub) -> None:
     assert hub.fetch(HubReference("some/model")).name == "model-i2_s.gguf"
     assert hub.local_path(HubReference("Some/MODEL")) is not None  # the hub knows no case, either
     offered.repositories["some/model"]["other-i2_s.gguf"] = b"y"
-    with pytest.raises(ModelNotFoundError, match=r"several model files; name one, as in some/model:model-f16.gguf"):
+    with pytest.raises(
+        ModelNotFoundError, match=r"several model files; name one, as in some/model:model-f16.gguf"
+    ):
         hub.download(HubReference("some/model"))
     offered.repositories["some/words"] = {"README.md": b""}
-    with pytest.raises(ModelNotFoundError, match="neither a .gguf file nor config.json and safetensors"):
+    with pytest.raises(ModelNotFoundError, match=r"neither a .gguf file nor config.json and safetensors"):
         hub.download(HubReference("some/words"))
 
 
@@ -84,9 +90,10 @@ def test_an_interrupted_download_goes_on_in_the_next_one(
         raise KeyboardInterrupt
 
     offered.breaks["model-i2_s.gguf"] = (1, 600_000)
-    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patched:
         patched.setattr("time.sleep", interrupted)
-        hub.fetch(REFERENCE)
+        with pytest.raises(KeyboardInterrupt):
+            hub.fetch(REFERENCE)
     assert hub.local_path(REFERENCE) is None
     [partial] = blobs()
     assert 0 < partial.stat().st_size <= 600_000
@@ -138,14 +145,16 @@ def test_pull_notices_that_a_file_was_damaged_later(offered: FakeHub) -> None:
     blob = Path(os.path.realpath(path))
     blob.chmod(0o644)
     blob.write_bytes(CONTENT[:-1] + b"?")
-    with pytest.raises(DownloadError, match="was damaged, and is removed"):
+    with pytest.raises(DownloadError, match=r"was damaged, and is removed"):
         hub.download(REFERENCE)
     assert hub.download(REFERENCE).read_bytes() == CONTENT
 
 
-def test_the_token_goes_to_the_hub_and_to_nobody_else(offered: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_token_goes_to_the_hub_and_to_nobody_else(
+    offered: FakeHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
     offered.token = "hf_secret"
-    with pytest.raises(ModelNotFoundError, match="is private"):
+    with pytest.raises(ModelNotFoundError, match=r"is private"):
         hub.fetch(REFERENCE)
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     offered.requests.clear()
@@ -159,22 +168,22 @@ def test_the_token_goes_to_the_hub_and_to_nobody_else(offered: FakeHub, monkeypa
 
 def test_consent_is_asked_for(offered: FakeHub) -> None:
     offered.gated = True
-    with pytest.raises(DownloadError, match="accept its terms on its page there, and set HF_TOKEN"):
+    with pytest.raises(DownloadError, match=r"accept its terms on its page there, and set HF_TOKEN"):
         hub.fetch(REFERENCE)
 
 
 def test_what_does_not_exist(offered: FakeHub) -> None:
-    with pytest.raises(ModelNotFoundError, match="no model no/body, neither as a path nor on"):
+    with pytest.raises(ModelNotFoundError, match=r"no model no/body, neither as a path nor on"):
         hub.fetch(HubReference("no/body"))
-    with pytest.raises(ModelNotFoundError, match="has no file 'x.gguf'"):
+    with pytest.raises(ModelNotFoundError, match=r"has no file 'x.gguf'"):
         hub.fetch(HubReference("some/model", "x.gguf"))
-    with pytest.raises(ModelNotFoundError, match="has no revision 'old'"):
+    with pytest.raises(ModelNotFoundError, match=r"has no revision 'old'"):
         hub.fetch(HubReference("some/model", "model-i2_s.gguf", "old"))
 
 
 def test_offline(offered: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(DownloadError, match="HF_HUB_OFFLINE forbids"):
+    with pytest.raises(DownloadError, match=r"HF_HUB_OFFLINE forbids"):
         hub.fetch(REFERENCE)
     assert offered.requests == []
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
@@ -184,27 +193,43 @@ def test_offline(offered: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_hub_that_is_not_there(offered: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", "http://127.0.0.1:9/{repo_id}/{revision}/{filename}")
-    with pytest.raises(DownloadError, match="cannot be downloaded"):
+    monkeypatch.setattr(
+        constants, "HUGGINGFACE_CO_URL_TEMPLATE", "http://127.0.0.1:9/{repo_id}/{revision}/{filename}"
+    )
+    with pytest.raises(DownloadError, match=r"cannot be downloaded"):
         hub.fetch(REFERENCE)
 
 
 def test_too_little_disk_space(offered: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage("/")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=(64 << 20) + len(CONTENT) - 1))
-    with pytest.raises(DownloadError, match=r"needs 1.05 MB, and .* has 0.07 GB left; make room, or set HF_HOME"):
+    with pytest.raises(
+        DownloadError, match=r"needs 1.05 MB, and .* has 0.07 GB left; make room, or set HF_HOME"
+    ):
         hub.fetch(REFERENCE)
     assert offered.downloads() == []
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=(64 << 20) + len(CONTENT)))
     hub.fetch(REFERENCE)
 
 
-@pytest.mark.parametrize("name", ["../evil.gguf", "a/../../evil.gguf", "/etc/evil.gguf", "..\\evil.gguf",
-                                  ".ssh/evil.gguf", "a//b.gguf", "evil\x1b[2J.gguf", "C:evil.gguf", "x" * 400 + ".gguf"])  # fmt: skip
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../evil.gguf",
+        "a/../../evil.gguf",
+        "/etc/evil.gguf",
+        "..\\evil.gguf",
+        ".ssh/evil.gguf",
+        "a//b.gguf",
+        "evil\x1b[2J.gguf",
+        "C:evil.gguf",
+        "x" * 400 + ".gguf",
+    ],
+)
 def test_names_of_files_are_not_trusted(offered: FakeHub, name: str, tmp_path: Path) -> None:
     before = sorted(tmp_path.rglob("*"))
     offered.repositories["some/model"] = {name: b"GGUF"}
-    with pytest.raises(ModelNotFoundError, match="which is not safe"):
+    with pytest.raises(ModelNotFoundError, match=r"which is not safe"):
         hub.fetch(HubReference("some/model"))
     with pytest.raises(ModelNotFoundError):
         models.find(f"some/model:{name}")
@@ -222,7 +247,7 @@ def test_checksums_are_not_trusted_as_names(offered: FakeHub, etag: str) -> None
 
 def test_commits_are_not_trusted_as_names(offered: FakeHub) -> None:
     offered.commit = "../../../../evil"
-    with pytest.raises(DownloadError, match="no usable commit"):
+    with pytest.raises(DownloadError, match=r"no usable commit"):
         hub.fetch(REFERENCE)
 
 
@@ -237,7 +262,7 @@ def test_a_small_file_is_small(offered: FakeHub, tmp_path: Path) -> None:
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(hub, "_metadata", huge)
-        with pytest.raises(DownloadError, match="config.json has 1000000000000 bytes"):
+        with pytest.raises(DownloadError, match=r"config.json has 1000000000000 bytes"):
             hub.fetch(HubReference("some/folder"))
     assert offered.downloads() == []
 
@@ -253,8 +278,16 @@ def test_a_link_out_of_the_cache_is_not_followed(offered: FakeHub, tmp_path: Pat
 
 
 def test_only_what_a_model_needs_is_downloaded(offered: FakeHub) -> None:
-    folder = {"config.json": b"{}", "tokenizer.json": b"{}", "model.safetensors": b"weights", "1_Pooling/config.json": b"{}",
-              "pytorch_model.bin": b"pickle", "original/params.json": b"{}", "run.py": b"", ".gitattributes": b""}  # fmt: skip
+    folder = {
+        "config.json": b"{}",
+        "tokenizer.json": b"{}",
+        "model.safetensors": b"weights",
+        "1_Pooling/config.json": b"{}",
+        "pytorch_model.bin": b"pickle",
+        "original/params.json": b"{}",
+        "run.py": b"",
+        ".gitattributes": b"",
+    }
     offered.repositories["some/folder"] = folder
     path = hub.fetch(HubReference("some/folder"))
     found = sorted(file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file())
@@ -267,8 +300,14 @@ def test_only_what_a_model_needs_is_downloaded(offered: FakeHub) -> None:
 def test_a_model_by_its_name_answers(offered: FakeHub) -> None:
     offered.repositories["some/model"] = {"tiny-i2_s.gguf": bundled.path().read_bytes()}
     with BitNet("some/model") as model:
-        assert model.chat([{"role": "user", "content": "What is the capital of France?"}], temperature=0).text == "The capital of France is Paris."
-    with BitNet("some/model:tiny-i2_s.gguf", lazy=True) as model, BitNet.from_config({"model_path": "some/model"}, lazy=True) as other:
+        assert (
+            model.chat([{"role": "user", "content": "What is the capital of France?"}], temperature=0).text
+            == "The capital of France is Paris."
+        )
+    with (
+        BitNet("some/model:tiny-i2_s.gguf", lazy=True) as model,
+        BitNet.from_config({"model_path": "some/model"}, lazy=True) as other,
+    ):
         assert model.n_ctx == other.n_ctx
 
 
@@ -276,15 +315,18 @@ def test_remove(offered: FakeHub) -> None:
     offered.repositories["some/model"]["model-f16.gguf"] = b"x" * 1000
     path = hub.fetch(REFERENCE)
     other = hub.fetch(HubReference("some/model", "model-f16.gguf"))
-    assert [str(model.reference) for model in hub.cached_models()] == ["some/model:model-f16.gguf", "some/model:model-i2_s.gguf"]
+    assert [str(model.reference) for model in hub.cached_models()] == [
+        "some/model:model-f16.gguf",
+        "some/model:model-i2_s.gguf",
+    ]
     assert hub.remove(REFERENCE) == ([path], len(CONTENT))
     assert not path.exists()
     assert other.read_bytes() == b"x" * 1000
-    with pytest.raises(ModelNotFoundError, match="is not on this machine"):
+    with pytest.raises(ModelNotFoundError, match=r"is not on this machine"):
         hub.remove(REFERENCE)
     paths, freed = hub.remove(HubReference("some/model"))
     assert paths == [other]
     assert freed >= 1000
     assert blobs() == []
-    with pytest.raises(ModelNotFoundError, match="is not on this machine"):
+    with pytest.raises(ModelNotFoundError, match=r"is not on this machine"):
         hub.remove(HubReference("some/model"))

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import tokenizers
+from hf_folders import FAMILIES, Made, make_folder
 
 from bitnet import BitNet, _native
 from bitnet.models import catalog
 from bitnet.models.gguf_writer import TensorType
 from bitnet.models.tensor_codec import decode_dense, decode_ternary
-from hf_folders import FAMILIES, Made, make_folder
 
 TEXTS = ("Hello world", "the winner, 123 of 1234\n\n  end", "It's 你好 \U0001f680")
 
@@ -39,7 +39,7 @@ def read_tensors(path: Path) -> dict[str, tuple[str, Any]]:
         raw = data[file.data_offset + tensor.offset :][: tensor.n_bytes]
         shape = tuple(reversed(tensor.shape))
         kind = TensorType[tensor.type_name]
-        if kind == TensorType.I2_S or len(shape) == 2 and kind not in (TensorType.F16, TensorType.F32):
+        if kind == TensorType.I2_S or (len(shape) == 2 and kind not in (TensorType.F16, TensorType.F32)):
             matrix = decode_ternary(raw, kind, *shape)
             found[tensor.name] = (kind.name, (matrix.codes, matrix.scale))
         else:
@@ -63,7 +63,11 @@ def test_the_proportions_are_those_of_the_catalog() -> None:
         ratio = config["intermediate_size"] / config["hidden_size"]
         assert ratio == pytest.approx(real.ffn_size / real.hidden_size, rel=0.12), name
         head_dim = config.get("head_dim", config["hidden_size"] // config["num_attention_heads"])
-        assert (head_dim, config["rope_theta"], config["rms_norm_eps"]) == (real.head_dim, real.rope_base, real.norm_eps), name
+        assert (head_dim, config["rope_theta"], config["rms_norm_eps"]) == (
+            real.head_dim,
+            real.rope_base,
+            real.norm_eps,
+        ), name
         assert (published.architecture == "llama") == (config["architectures"] == ["LlamaForCausalLM"])
 
 
@@ -93,12 +97,21 @@ def test_tensors_arrive_as_they_were(made: Made) -> None:
     BitNet(made.folder, lazy=True).close()
     found = read_tensors(converted_file(made.folder))
     assert found.keys() == {f"{name}.weight" for name in (*made.codes, *made.dense)}
-    head_dim = made.family.config.get("head_dim", made.family.size("hidden_size") // made.family.size("num_attention_heads"))
+    head_dim = made.family.config.get(
+        "head_dim", made.family.size("hidden_size") // made.family.size("num_attention_heads")
+    )
     for stem, codes in made.codes.items():
         kind, (stored, scale) = found[f"{stem}.weight"]
-        if made.family.config["architectures"] == ["LlamaForCausalLM"] and stem.endswith(("attn_q", "attn_k")):
+        if made.family.config["architectures"] == ["LlamaForCausalLM"] and stem.endswith(
+            ("attn_q", "attn_k")
+        ):
             # formats of llama: new row 2i + j of a head is the old row j * head_dim / 2 + i.
-            old = [h + j * (head_dim // 2) + i for h in range(0, len(codes), head_dim) for i in range(head_dim // 2) for j in (0, 1)]
+            old = [
+                h + j * (head_dim // 2) + i
+                for h in range(0, len(codes), head_dim)
+                for i in range(head_dim // 2)
+                for j in (0, 1)
+            ]
             codes = codes[old]
         assert kind == "I2_S"
         assert np.array_equal(stored, codes), stem
@@ -114,7 +127,10 @@ def test_the_tokenizer_is_the_same(made: Made) -> None:
         if (made.folder / "tokenizer.json").exists():
             source = tokenizers.Tokenizer.from_file(str(made.folder / "tokenizer.json"))
             for text in TEXTS:
-                assert model.tokenize(text, add_special=False) == source.encode(text, add_special_tokens=False).ids
+                assert (
+                    model.tokenize(text, add_special=False)
+                    == source.encode(text, add_special_tokens=False).ids
+                )
                 expected = source.encode(text).ids
                 if made.family.tokenizer == "gemma":
                     expected = [*expected, 1]  # tokenizer_config.json: add_eos_token
@@ -125,7 +141,11 @@ def test_the_tokenizer_is_the_same(made: Made) -> None:
             piece = sentencepiece.SentencePieceProcessor(model_file=str(made.folder / "tokenizer.model"))
             for text in TEXTS:
                 assert model.tokenize(text) == [1, *piece.encode(text)]
-            assert model.tokenize("a</line>b", add_special=False) == [*piece.encode("a"), 321, *piece.encode("b")[1:]]
+            assert model.tokenize("a</line>b", add_special=False) == [
+                *piece.encode("a"),
+                321,
+                *piece.encode("b")[1:],
+            ]
 
 
 def test_metadata(made: Made) -> None:
@@ -151,16 +171,36 @@ def test_metadata(made: Made) -> None:
     assert metadata[f"{arch}.rope.freq_base"] == pytest.approx(config["rope_theta"])
     assert metadata[f"{arch}.attention.layer_norm_rms_epsilon"] == pytest.approx(config["rms_norm_eps"])
     assert metadata["general.name"] == made.folder.name
-    special = {key.split(".")[-1]: value for key, value in metadata.items() if key.endswith(("_token_id", "_token"))}
+    special = {
+        key.split(".")[-1]: value for key, value in metadata.items() if key.endswith(("_token_id", "_token"))
+    }
     expected_special = {
-        "llama3": {"bos_token_id": 512, "eos_token_id": config["eos_token_id"], "eot_token_id": 521 if config["eos_token_id"] == 513 else 513,
-                   "add_bos_token": True, "add_eos_token": False},
+        "llama3": {
+            "bos_token_id": 512,
+            "eos_token_id": config["eos_token_id"],
+            "eot_token_id": 521 if config["eos_token_id"] == 513 else 513,
+            "add_bos_token": True,
+            "add_eos_token": False,
+        },
         "falcon3": {"eos_token_id": 11, "add_bos_token": False, "add_eos_token": False},
         "qwen": {"eos_token_id": 512, "add_bos_token": False, "add_eos_token": True},
-        "sentence_piece": {"bos_token_id": 1, "eos_token_id": 2, "padding_token_id": 320, "unknown_token_id": 0,
-                           "add_bos_token": True, "add_eos_token": False},
-        "gemma": {"bos_token_id": 2, "eos_token_id": 1, "padding_token_id": 0, "unknown_token_id": 3, "add_bos_token": True, "add_eos_token": True},
-    }  # fmt: skip
+        "sentence_piece": {
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+            "padding_token_id": 320,
+            "unknown_token_id": 0,
+            "add_bos_token": True,
+            "add_eos_token": False,
+        },
+        "gemma": {
+            "bos_token_id": 2,
+            "eos_token_id": 1,
+            "padding_token_id": 0,
+            "unknown_token_id": 3,
+            "add_bos_token": True,
+            "add_eos_token": True,
+        },
+    }
     assert special == expected_special[made.family.tokenizer]
     pre = {"llama3": "llama-bpe", "falcon3": "llama-bpe", "qwen": "qwen2"}
     assert metadata["tokenizer.ggml.pre"] == pre.get(made.family.tokenizer, "default")

@@ -98,7 +98,9 @@ def convert(
         notes = write_model(model, out, file_type=kind, embd_type=embd, tiles=tiles, progress=progress)
     for text in notes:
         note(text)
-    note(f"wrote {out}, {size_text(out.stat().st_size)}: {len(model.ternary)} ternary matrices as {file_type}")
+    note(
+        f"wrote {out}, {size_text(out.stat().st_size)}: {len(model.ternary)} ternary matrices as {file_type}"
+    )
 
 
 def _open(

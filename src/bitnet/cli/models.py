@@ -144,7 +144,12 @@ def describe(model: CatalogModel) -> list[str]:
         ("repository", model.reference),
         ("size", known_size(model)),
         ("licence", model.licence),
-        ("stored as", {"gguf": "a GGUF file", "packed": "packed ternary safetensors"}.get(model.storage, "latent safetensors")),
+        (
+            "stored as",
+            {"gguf": "a GGUF file", "packed": "packed ternary safetensors"}.get(
+                model.storage, "latent safetensors"
+            ),
+        ),
         ("architecture", model.architecture),
         ("chat format", model.chat_format),
         ("pooling", model.pooling and f"{model.pooling} token"),
@@ -153,7 +158,10 @@ def describe(model: CatalogModel) -> list[str]:
     if model.dimensions is not None:
         size = model.dimensions
         lines += [
-            ("layers", f"{size.n_layers} of {size.hidden_size}, feed-forward {size.ffn_size}, {size.activation}"),
+            (
+                "layers",
+                f"{size.n_layers} of {size.hidden_size}, feed-forward {size.ffn_size}, {size.activation}",
+            ),
             ("attention", f"{size.n_heads} heads of {size.head_dim}, {size.n_kv_heads} for keys and values"),
             ("vocabulary", size.vocab_size),
             ("context", size.context_length and f"{size.context_length} tokens"),

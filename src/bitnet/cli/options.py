@@ -19,8 +19,8 @@ Model = Annotated[
         "--model",
         "-m",
         metavar="MODEL",
-        help="A GGUF file or a Hugging Face folder; or a name that bitnet list --remote shows or org/name[:file], "
-        "which is downloaded if it is not here. Default: the bundled model.",
+        help="A GGUF file or a Hugging Face folder; or a name that bitnet list --remote shows or "
+        "org/name[:file], which is downloaded if it is not here. Default: the bundled model.",
     ),
 ]
 Config = Annotated[

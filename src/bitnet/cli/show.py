@@ -29,7 +29,8 @@ SHOWN_CHARACTERS = 400
 
 def show(
     model: Annotated[
-        str | None, typer.Argument(metavar="MODEL", help="A file or a name, as -m takes it. Default: the bundled model.")
+        str | None,
+        typer.Argument(metavar="MODEL", help="A file or a name, as -m takes it. Default: the bundled model."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
     ctx: options.Context = None,

@@ -59,23 +59,28 @@ def write_model(
     writer.add_metadata("general.quantization_version", 2, "u32")
     ternary_type = TensorType[file_type.upper()]
     n_bytes = 0
+    shape: tuple[int, ...]
     tensors: list[TernaryTensor | DenseTensor] = [*source.dense, *source.ternary]
     for tensor in sorted(tensors, key=lambda one: one.name != "token_embd.weight"):
         if isinstance(tensor, TernaryTensor):
-            kind, shape = ternary_type, (tensor.rows, tensor.columns)
+            stored, shape = ternary_type, (tensor.rows, tensor.columns)
             data: Callable[[], Any] = _ternary(tensor, ternary_type, tiles)
         else:
-            kind, shape = _dense_type(tensor, embd_type), tensor.shape
-            data = tensor.raw if tensor.raw is not None and kind == tensor.stored else _dense(tensor, kind)
+            stored, shape = _dense_type(tensor, embd_type), tensor.shape
+            data = (
+                tensor.raw if tensor.raw is not None and stored == tensor.stored else _dense(tensor, stored)
+            )
         try:
-            n_bytes += tensor_bytes(kind, shape[::-1])
-            writer.add_tensor(tensor.name, shape[::-1], kind, data)
+            n_bytes += tensor_bytes(stored, shape[::-1])
+            writer.add_tensor(tensor.name, shape[::-1], stored, data)
         except ValueError as error:
             raise ConversionError(f"{tensor.name}: {error}; choose another type") from None
     _check_space(path, n_bytes)
     writer.write(progress(n_bytes) if progress is not None else None)
     if file_type in ("tq1_0", "tq2_0", "q2_0"):
-        notes.append(f"{file_type} keeps the scale of each matrix as f16: it is rounded, the ternary weights are not.")
+        notes.append(
+            f"{file_type} keeps the scale of each matrix as f16: it is rounded, the ternary weights are not."
+        )
     return [*source.notes, *notes]
 
 
@@ -154,4 +159,6 @@ def _check_space(path: Path, n_bytes: int) -> None:
         folder = folder.parent
     free = shutil.disk_usage(folder).free
     if n_bytes > free:
-        raise ConversionError(f"{path} will have {n_bytes / 1e9:.2f} GB, and there are {free / 1e9:.2f} GB left")
+        raise ConversionError(
+            f"{path} will have {n_bytes / 1e9:.2f} GB, and there are {free / 1e9:.2f} GB left"
+        )

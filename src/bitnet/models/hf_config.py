@@ -1,4 +1,4 @@
-"""config.json of a Hugging Face folder: which of the known families it describes, and how its weights are stored.
+"""config.json of a Hugging Face folder: which known family it describes, and how its weights are stored.
 
 What the configuration does not say is refused, not guessed, where a guess would change what is computed.
 """
@@ -174,13 +174,17 @@ def _quantization(config: Mapping[str, Any], path: Path) -> Mapping[str, Any]:
         return {}
     if not isinstance(found, dict) or found.get("quant_method") != "bitnet":
         method = found.get("quant_method") if isinstance(found, dict) else found
-        raise ConversionError(f"{path}: weights quantised by {method!r} are not ternary; only 'bitnet' is read")
+        raise ConversionError(
+            f"{path}: weights quantised by {method!r} are not ternary; only 'bitnet' is read"
+        )
     if found.get("linear_class", "bitlinear") not in ("bitlinear", "autobitlinear"):
         raise ConversionError(f"{path}: linear_class {found['linear_class']!r} is not known")
     if found.get("quantization_mode", "offline") not in ("offline", "online"):
         raise ConversionError(f"{path}: quantization_mode {found['quantization_mode']!r} is not known")
     if found.get("use_rms_norm"):
-        raise ConversionError(f"{path}: linear layers with a norm of their own (use_rms_norm) are not supported")
+        raise ConversionError(
+            f"{path}: linear layers with a norm of their own (use_rms_norm) are not supported"
+        )
     return found
 
 
@@ -204,7 +208,9 @@ def _activation(config: Mapping[str, Any], family: str, path: Path) -> str:
     if family == "gemma3" and config.get("hidden_activation") is not None:
         name = config["hidden_activation"]
     if name not in _ACTIVATIONS:
-        raise ConversionError(f"{path}: the activation {name!r} is not known; known: {', '.join(_ACTIVATIONS)}")
+        raise ConversionError(
+            f"{path}: the activation {name!r} is not known; known: {', '.join(_ACTIVATIONS)}"
+        )
     return _ACTIVATIONS[name]
 
 

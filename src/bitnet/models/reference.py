@@ -53,7 +53,9 @@ def parse(name: str) -> HubReference | None:
     if file is not None and not is_safe_file_name(file):
         raise ModelNotFoundError(f"{file!r} is no name of a file in a repository")
     if file is not None and not file.endswith(".gguf"):
-        raise ModelNotFoundError(f"{name}: {file!r} is no .gguf file; leave it out to use a folder of safetensors")
+        raise ModelNotFoundError(
+            f"{name}: {file!r} is no .gguf file; leave it out for a folder of safetensors"
+        )
     entry = catalog.published_at(match["repository"])
     if entry is not None and file is None and match["revision"] is None:
         file = entry.file
@@ -80,8 +82,8 @@ def hint(name: str) -> str:
     if is_short_name(name):
         return f"{nearest(name.lower(), known)} (bitnet list --remote shows them)"
     return (
-        "give the path of a .gguf file or of a Hugging Face folder, a name that bitnet list --remote shows, or "
-        "org/name; or none for the bundled model"
+        "give the path of a .gguf file or of a Hugging Face folder, a name that bitnet list --remote shows, "
+        "or org/name; or none for the bundled model"
     )
 
 

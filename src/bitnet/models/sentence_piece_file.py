@@ -57,7 +57,9 @@ def read_sentence_piece(path: Path) -> SentencePieceFile:
     if not pieces:
         raise ConversionError(f"{path} is no SentencePiece model: it has no tokens")
     if kind != _BPE:
-        raise ConversionError(f"{path}: a SentencePiece model of kind {kind} is not supported; BPE ({_BPE}) is")
+        raise ConversionError(
+            f"{path}: a SentencePiece model of kind {kind} is not supported; BPE ({_BPE}) is"
+        )
     return SentencePieceFile(tuple(pieces), add_dummy_prefix)
 
 

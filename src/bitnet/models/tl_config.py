@@ -1,4 +1,4 @@
-"""kernel_config.ini of bitnet.cpp: the tiles that TL1 and TL2 files were cut into, which the files do not say."""
+"""kernel_config.ini of bitnet.cpp: the tiles of TL1 and TL2 files, which the files themselves do not say."""
 
 from __future__ import annotations
 
