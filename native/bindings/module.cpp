@@ -247,10 +247,13 @@ nb::object encode_rows(FloatRows values, const std::string& name) {
 // ---- models and runners -------------------------------------------------------------------------------------------------
 
 std::shared_ptr<Model> load(std::shared_ptr<GgufFile> file, int n_threads, bool use_mmap, bool use_mlock, const std::string& cache_path,
-                            const std::string& embd_type, const std::string& layout, const TileRows& tl_tiles) {
+                            const std::string& embd_type, const std::string& layout, const TileRows& tl_tiles, const std::string& activation) {
     ModelOptions options;
     if (!embd_type.empty()) options.embedding_type = type_of_kind(embd_type, false);
     options.layout = layout_choice(layout, tl_tiles);
+    options.activation = activation_named(activation);
+    if (!activation.empty() && !options.activation)
+        throw InvalidRequestError("activation must be relu2, silu or gelu_tanh, not '" + activation + "'");
     options.n_threads = n_threads > 0 ? n_threads : physical_cores();
     options.use_mmap = use_mmap;
     options.use_mlock = use_mlock;
@@ -333,9 +336,9 @@ NB_MODULE(_native, m) {
 
     nb::class_<Model>(m, "Model")
         .def(nb::new_(&load), "file"_a, nb::kw_only(), "n_threads"_a = 0, "use_mmap"_a = true, "use_mlock"_a = false, "cache_path"_a = "",
-             "embd_type"_a = "", "layout"_a = "", "tl_tiles"_a = TileRows{})
+             "embd_type"_a = "", "layout"_a = "", "tl_tiles"_a = TileRows{}, "activation"_a = "")
         .def_prop_ro("architecture", [](const Model& m) { return std::string(m.architecture().name); })
-        .def_prop_ro("activation", [](const Model& m) { return std::string(activation_name(m.architecture().activation)); })
+        .def_prop_ro("activation", [](const Model& m) { return std::string(activation_name(m.activation())); })
         .def_prop_ro("n_layers", [](const Model& m) { return m.sizes().n_layers; })
         .def_prop_ro("hidden_size", [](const Model& m) { return m.sizes().hidden_size; })
         .def_prop_ro("ffn_size", [](const Model& m) { return m.sizes().ffn_size; })
@@ -350,6 +353,7 @@ NB_MODULE(_native, m) {
         .def_prop_ro("embd_type", [](const Model& m) { return tensor_type_name(m.embedding().type); })
         .def_prop_ro("head_bytes", [](const Model& m) { return m.dense_bytes() + m.packed().head_bytes(); })
         .def_prop_ro("from_cache", [](const Model& m) { return m.packed().from_cache(); })
+        .def_prop_ro("repairs", &Model::repairs)
         .def_prop_ro("warnings", &Model::warnings);
 
     nb::class_<Sampled>(m, "Sampled")

@@ -131,6 +131,9 @@ std::shared_ptr<Model> Model::load(std::shared_ptr<GgufFile> file, const ModelOp
     model->file_ = file;
     model->architecture_ = &find_architecture(*file);
     const Architecture& architecture = *model->architecture_;
+    std::string repair;
+    model->activation_ = choose_activation(*file, architecture, options.activation, &repair);
+    if (!repair.empty()) model->repairs_.push_back(repair);
     const ModelSizes s = model->sizes_ = read_sizes(*file);
     check_token_ids(*file, s.vocab_size);
 
@@ -144,29 +147,40 @@ std::shared_ptr<Model> Model::load(std::shared_ptr<GgufFile> file, const ModelOp
     model->output_norm_ = finder.vector("output_norm.weight", s.hidden_size);
 
     std::vector<TernarySource> sources;
-    const auto add = [&](const std::string& name, int32_t cols, int32_t rows, std::vector<int32_t> order = {}) {
-        sources.push_back(finder.ternary(name, cols, rows, options.layout));
-        sources.back().row_order = std::move(order);
-    };
     for (int32_t i = 0; i < s.n_layers; i++) {
         const std::string prefix = "blk." + std::to_string(i) + ".";
+        const auto norm = [&](const char* name, int32_t size) { return finder.vector(prefix + name + ".weight", size); };
         LayerWeights layer;
-        layer.attn_norm = finder.vector(prefix + "attn_norm.weight", s.hidden_size);
-        layer.ffn_norm = finder.vector(prefix + "ffn_norm.weight", s.hidden_size);
+        layer.attn_norm = norm("attn_norm", s.hidden_size);
+        layer.ffn_norm = norm("ffn_norm", s.hidden_size);
         if (architecture.sub_norms) {
-            layer.attn_sub_norm = finder.vector(prefix + "attn_sub_norm.weight", s.q_size());
-            layer.ffn_sub_norm = finder.vector(prefix + "ffn_sub_norm.weight", s.ffn_size);
+            layer.o.input_norm = norm("attn_sub_norm", s.q_size());
+            layer.down.input_norm = norm("ffn_sub_norm", s.ffn_size);
         }
-        const bool permuted = architecture.interleaved_rope_rows;
-        add(prefix + "attn_q", s.hidden_size, s.q_size(),
-            permuted ? undo_interleaving(s.n_heads, s.head_dim) : std::vector<int32_t>{});
-        add(prefix + "attn_k", s.hidden_size, s.kv_size(),
-            permuted ? undo_interleaving(s.n_kv_heads, s.head_dim) : std::vector<int32_t>{});
-        add(prefix + "attn_v", s.hidden_size, s.kv_size());
-        add(prefix + "attn_output", s.q_size(), s.hidden_size);
-        add(prefix + "ffn_gate", s.hidden_size, s.ffn_size);
-        add(prefix + "ffn_up", s.hidden_size, s.ffn_size);
-        add(prefix + "ffn_down", s.ffn_size, s.hidden_size);
+        if (architecture.head_norms) {
+            layer.q_head_norm = norm("attn_q_norm", s.head_dim);
+            layer.k_head_norm = norm("attn_k_norm", s.head_dim);
+        }
+        if (architecture.post_norms) {
+            layer.post_attn_norm = norm("post_attention_norm", s.hidden_size);
+            layer.post_ffn_norm = norm("post_ffw_norm", s.hidden_size);
+        }
+        const auto add = [&](Projection& projection, const char* name, int32_t cols, int32_t rows, std::vector<int32_t> order = {}) {
+            sources.push_back(finder.ternary(prefix + name, cols, rows, options.layout));
+            sources.back().row_order = std::move(order);
+            const std::string own_norm = prefix + name + "_norm_in.weight";
+            if (architecture.projection_norms && file->find_tensor(own_norm)) projection.input_norm = finder.vector(own_norm, cols);
+        };
+        const auto order = [&](int32_t n_heads) {
+            return architecture.interleaved_rope_rows ? undo_interleaving(n_heads, s.head_dim) : std::vector<int32_t>{};
+        };
+        add(layer.q, "attn_q", s.hidden_size, s.q_size(), order(s.n_heads));
+        add(layer.k, "attn_k", s.hidden_size, s.kv_size(), order(s.n_kv_heads));
+        add(layer.v, "attn_v", s.hidden_size, s.kv_size());
+        add(layer.o, "attn_output", s.q_size(), s.hidden_size);
+        add(layer.gate, "ffn_gate", s.hidden_size, s.ffn_size);
+        add(layer.up, "ffn_up", s.hidden_size, s.ffn_size);
+        add(layer.down, "ffn_down", s.ffn_size, s.hidden_size);
         model->layers_.push_back(std::move(layer));
     }
     finder.refuse_unused();
@@ -177,11 +191,11 @@ std::shared_ptr<Model> Model::load(std::shared_ptr<GgufFile> file, const ModelOp
     if (!packed.warning().empty()) model->warnings_.push_back(packed.warning());
     size_t index = 0;
     for (LayerWeights& layer : model->layers_)
-        for (TernaryWeights* weights : {&layer.q, &layer.k, &layer.v, &layer.o, &layer.gate, &layer.up, &layer.down}) {
+        for (Projection* projection : {&layer.q, &layer.k, &layer.v, &layer.o, &layer.gate, &layer.up, &layer.down}) {
             if (packed.is_all_zero(index))
                 model->warnings_.push_back("tensor '" + std::string(sources[index].tensor->name) +
                                            "' is entirely zero: this file is probably damaged, expect poor output");
-            *weights = packed.matrix(index++);
+            projection->weights = packed.matrix(index++);
         }
 
     model->embedding_ = dense_rows(embedding);

@@ -64,16 +64,19 @@ class Model:
         embd_type: str = "",
         layout: str = "",
         tl_tiles: Sequence[tuple[int, int, int, int, int]] = (),
+        activation: str = "",
     ) -> None:
         """`cache_path`: where the packed weights are kept and mapped from (use_mmap); empty = private
         memory. `n_threads` only speeds up packing; 0 = physical cores. `embd_type`: the type that embedding
         and head are kept in (f32, f16, q8_0, q6_k, q4_0); empty = the file's. `layout`, `tl_tiles`: what the
-        file does not say of its ternary tensors, see bitnet.models.tensor_codec."""
+        file does not say of its ternary tensors, see bitnet.models.tensor_codec. `activation`: of the
+        feed-forward network (relu2 or silu), where the architecture's name leaves a choice; empty = by the
+        file."""
     @property
     def architecture(self) -> str: ...
     @property
     def activation(self) -> str:
-        """relu2 or silu."""
+        """relu2, silu or gelu_tanh."""
     @property
     def n_layers(self) -> int: ...
     @property
@@ -106,6 +109,9 @@ class Model:
     @property
     def from_cache(self) -> bool:
         """Whether the packed weights came from an existing cache file."""
+    @property
+    def repairs(self) -> list[str]:
+        """Human sentences: what was wrong in the file, and is handled."""
     @property
     def warnings(self) -> list[str]:
         """Human sentences: all-zero tensors, a cache that could not be written, memory that could not be
