@@ -6,9 +6,10 @@ import hashlib
 import json
 import re
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlparse
@@ -22,7 +23,7 @@ class FakeHub:
 
     breaks: how many downloads end after so many bytes, as (times, bytes). breaks_again: all later ones end at
     once. damaged: what is sent in place of the content. etags, sizes: what is told as checksum and as size.
-    token: needed to see anything. Large files are redirected to another server, as the hub does.
+    pause_after: bytes of a large file after which nothing more comes. token: needed to see anything. Large files are redirected to another server, as the hub does.
     """
 
     repositories: dict[str, dict[str, bytes]] = field(default_factory=dict)
@@ -33,6 +34,7 @@ class FakeHub:
     etags: dict[str, str] = field(default_factory=dict)
     sizes: dict[str, int] = field(default_factory=dict)
     ranges: bool = True
+    pause_after: int | None = None
     token: str | None = None
     gated: bool = False
     port: int = 0
@@ -82,7 +84,8 @@ class _Handler(BaseHTTPRequestHandler):
         self._serve()
 
     def do_GET(self) -> None:
-        self._serve()
+        with suppress(ConnectionError):  # the client may be gone
+            self._serve()
 
     def log_message(self, format: str, *arguments: object) -> None:
         pass
@@ -172,7 +175,11 @@ class _Handler(BaseHTTPRequestHandler):
         if self.command == "GET":
             body = body[:n_bytes] if breaks else body
             self.fake.sent[name] += len(body)
-            self.wfile.write(body)
+            pause = self.fake.pause_after
+            self.wfile.write(body[:pause])
+            while pause is not None and self.fake.pause_after is not None:
+                time.sleep(0.02)
+            self.wfile.write(body[pause:] if pause is not None else b"")
         if breaks:
             self.wfile.flush()
             self.close_connection = True

@@ -565,7 +565,9 @@ def _write_sentence_piece(folder: Path) -> None:
     pieces += [(f"word{i}", float(-500 - i), 1) for i in range(320 - len(pieces))]
     data = b"".join(_field(1, _piece(*piece)) for piece in pieces)
     data += _field(2, _varint_field(3, 2) + _varint_field(35, 1))  # trainer: BPE, byte fallback
-    data += _field(3, _field(1, b"identity") + _varint_field(3, 1))  # normalizer: a space before the text
+    data += _field(
+        3, _field(1, b"identity") + _varint_field(3, 1) + _varint_field(4, 0)
+    )  # spaces stay, one more
     (folder / "tokenizer.model").write_bytes(data)
 
 

@@ -28,9 +28,9 @@ def serve(
         typer.Option(
             "--model",
             "-m",
-            metavar="[NAME=]FILE",
-            help="A GGUF model file, and the name that requests call it by (default: the file's, without "
-            "its ending). May be given several times: the first is loaded now and answers requests that "
+            metavar="[NAME=]MODEL",
+            help="A file, folder or name as bitnet run -m takes it, and the name that requests call it by "
+            "(default: the file's, without its ending). May be given several times: the first is loaded now and answers requests that "
             "name no model, the others when they are first asked for. Default: the bundled model.",
         ),
     ] = None,
