@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, get_args
 
@@ -9,7 +10,7 @@ import typer
 
 from bitnet.cli.terminal import note, size_text
 from bitnet.errors import ModelNotFoundError, ValidationError
-from bitnet.values import EmbdType, as_choice
+from bitnet.values import EmbdType, TernaryLayout, as_choice
 
 if TYPE_CHECKING:
     from bitnet.models.model_source import ModelSource
@@ -84,7 +85,7 @@ def convert(
     """
     from bitnet.models.conversion import FileType, write_model
     from bitnet.models.progress import bar
-    from bitnet.models.tl_config import read_tl_config
+    from bitnet.models.layouts import read_tl_config
 
     kind = as_choice("--type", file_type, get_args(FileType))
     embd = None if embd_type is None else as_choice("--embd-type", embd_type, get_args(EmbdType))
@@ -92,7 +93,7 @@ def convert(
         raise ValidationError(f"{out} is a directory; name a file")
     if out.exists() and not overwrite:
         raise ValidationError(f"{out} is there already; --overwrite replaces it")
-    tiles = [] if tl_config is None else read_tl_config(tl_config)
+    tiles = () if tl_config is None else read_tl_config(tl_config)
     model = _open(source, latent=latent, weight_scale=weight_scale, layout=layout, tiles=tiles)
     with bar("writing") as progress:
         notes = write_model(model, out, file_type=kind, embd_type=embd, tiles=tiles, progress=progress)
@@ -104,16 +105,15 @@ def convert(
 
 
 def _open(
-    source: str, *, latent: bool, weight_scale: str | None, layout: str, tiles: list[TlTile]
+    source: str, *, latent: bool, weight_scale: str | None, layout: str, tiles: Sequence[TlTile]
 ) -> ModelSource:
     from bitnet.models import bundled, converted, hub, reference
     from bitnet.models.gguf_source import read_gguf
     from bitnet.models.hf_config import WeightScale
     from bitnet.models.hf_folder import read_folder
-    from bitnet.models.tensor_codec import LAYOUTS
 
     scale = None if weight_scale is None else as_choice("--weight-scale", weight_scale, get_args(WeightScale))
-    order = as_choice("--layout", layout, LAYOUTS)
+    order = as_choice("--layout", layout, get_args(TernaryLayout))
     path, name = Path(source).expanduser(), None
     if source == bundled.NAME:
         path = bundled.path()
