@@ -11,7 +11,8 @@ import numpy as np
 from bitnet import _native
 from bitnet.models import bundled
 from bitnet.models.gguf_writer import GgufWriter, TensorType
-from bitnet.models.tensor_codec import TernaryLayout, decode_ternary
+from bitnet.models.tensor_codec import decode_ternary
+from bitnet.values import TernaryLayout
 from reference import ternary_layouts
 
 _ENCODERS = {

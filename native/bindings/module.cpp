@@ -89,6 +89,28 @@ nb::dict metadata(const GgufFile& file) {
     return dict;
 }
 
+const char* kind_name(ValueType type) {
+    constexpr const char* kNames[] = {"u8", "i8", "u16", "i16", "u32", "i32", "f32", "bool", "string", "array", "u64", "i64", "f64"};
+    return kNames[static_cast<uint32_t>(type)];
+}
+
+// The type of each value, as GgufWriter.add_metadata has it.
+nb::dict metadata_kinds(const GgufFile& file) {
+    nb::dict dict;
+    for (const auto& [key, value] : file.metadata()) {
+        const auto* array = std::get_if<MetadataArray>(&value.value);
+        dict[text(key)] = array ? nb::object(nb::make_tuple("array", kind_name(array->element_type))) : nb::cast(kind_name(value.type));
+    }
+    return dict;
+}
+
+// Where the data section begins in the file; its end for a file without tensors.
+uint64_t data_offset(const GgufFile& file) {
+    if (file.tensors().empty()) return file.file().size();
+    const TensorInfo& first = file.tensors().front();
+    return static_cast<uint64_t>(first.data - file.file().data()) - first.offset;
+}
+
 // A copy that outlives the file's mapping.
 struct TensorSummary {
     std::string name, type_name;
@@ -339,6 +361,8 @@ NB_MODULE(_native, m) {
         .def_prop_ro("version", &GgufFile::version)
         .def_prop_ro("size", [](const GgufFile& f) { return f.file().size(); })
         .def_prop_ro("metadata", metadata)
+        .def_prop_ro("metadata_kinds", metadata_kinds)
+        .def_prop_ro("data_offset", data_offset)
         .def_prop_ro("tensors", tensors);
 
     nb::class_<Model>(m, "Model")

@@ -41,6 +41,12 @@ class ModelFile:
         """Every key; strings (invalid UTF-8 as surrogate escapes), numbers, bools and lists. Built anew at
         each call."""
     @property
+    def metadata_kinds(self) -> dict[str, str | tuple[str, str]]:
+        """The type of each value, as GgufWriter.add_metadata has it: "u32", ("array", "string")."""
+    @property
+    def data_offset(self) -> int:
+        """Where the data section begins, from the start of the file."""
+    @property
     def tensors(self) -> list[TensorInfo]: ...
 
 class Model:

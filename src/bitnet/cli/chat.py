@@ -41,6 +41,8 @@ def chat(
     ctx: options.Context = None,
     kv_type: options.KvType = None,
     layout: options.Layout = None,
+    tl_config: options.TlConfig = None,
+    activation: options.Activation = None,
     scales: options.Scales = None,
     override: options.Override = None,
     config: options.Config = None,
@@ -72,6 +74,8 @@ def chat(
         n_batch=1,
         kv_type=kv_type,
         layout=layout,
+        tl_config=tl_config,
+        activation=activation,
         scales=scales,
         override=override,
     )

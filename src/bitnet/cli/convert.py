@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, get_args
+from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 
 from bitnet.cli.terminal import note, size_text
 from bitnet.errors import ModelNotFoundError, ValidationError
-from bitnet.values import EmbdType, as_choice
+from bitnet.values import EmbdType, TernaryLayout, as_choice
 
-_FILE_TYPES = ("i2_s", "tl1", "tq1_0", "tq2_0", "q2_0")
+if TYPE_CHECKING:
+    from bitnet.models.model_source import ModelSource
+    from bitnet.models.tensor_codec import TlTile
 
 
 def convert(
@@ -65,42 +68,56 @@ def convert(
             help="The order of codes in a GGUF file that cannot say it: x128 (default), arm64, row4, preset.",
         ),
     ] = "x128",
+    tl_config: Annotated[
+        Path | None,
+        typer.Option(
+            "--tl-config",
+            metavar="FILE",
+            help="The kernel_config.ini that a TL1 or TL2 file was made with, or that --type tl1 is to use. "
+            "Default: what bitnet.cpp has for its models.",
+        ),
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT.gguf if it is there.")] = False,
 ) -> None:
     """Write a model as a GGUF file. Ternary weights stay exactly what they are.
 
     Example: bitnet convert path/to/hf-folder model.gguf --type tq2_0 --embd-type q8_0
     """
-    from bitnet.models.conversion import write_model
+    from bitnet.models.conversion import FileType, write_model
+    from bitnet.models.layouts import read_tl_config
     from bitnet.models.progress import bar
 
-    as_choice("--type", file_type, _FILE_TYPES)
-    if embd_type is not None:
-        as_choice("--embd-type", embd_type, get_args(EmbdType))
+    kind = as_choice("--type", file_type, get_args(FileType))
+    embd = None if embd_type is None else as_choice("--embd-type", embd_type, get_args(EmbdType))
     if out.is_dir():
         raise ValidationError(f"{out} is a directory; name a file")
     if out.exists() and not overwrite:
         raise ValidationError(f"{out} is there already; --overwrite replaces it")
-    model = _open(source, latent=latent, weight_scale=weight_scale, layout=layout)
+    tiles = () if tl_config is None else read_tl_config(tl_config)
+    model = _open(source, latent=latent, weight_scale=weight_scale, layout=layout, tiles=tiles)
     with bar("writing") as progress:
-        notes = write_model(model, out, file_type=file_type, embd_type=embd_type, progress=progress)  # type: ignore[arg-type]
+        notes = write_model(model, out, file_type=kind, embd_type=embd, tiles=tiles, progress=progress)
     for text in notes:
         note(text)
-    note(f"wrote {out}, {size_text(out.stat().st_size)}: {len(model.ternary)} ternary matrices as {file_type}")
+    note(
+        f"wrote {out}, {size_text(out.stat().st_size)}: {len(model.ternary)} ternary matrices as {file_type}"
+    )
 
 
-def _open(source: str, *, latent: bool, weight_scale: str | None, layout: str):  # type: ignore[no-untyped-def]
-    from bitnet.models import converted, hub, reference
+def _open(
+    source: str, *, latent: bool, weight_scale: str | None, layout: str, tiles: Sequence[TlTile]
+) -> ModelSource:
+    from bitnet.models import bundled, converted, hub, reference
     from bitnet.models.gguf_source import read_gguf
     from bitnet.models.hf_config import WeightScale
     from bitnet.models.hf_folder import read_folder
-    from bitnet.models.tensor_codec import LAYOUTS
 
-    if weight_scale is not None:
-        as_choice("--weight-scale", weight_scale, get_args(WeightScale))
-    as_choice("--layout", layout, LAYOUTS)
+    scale = None if weight_scale is None else as_choice("--weight-scale", weight_scale, get_args(WeightScale))
+    order = as_choice("--layout", layout, get_args(TernaryLayout))
     path, name = Path(source).expanduser(), None
-    if not path.exists():
+    if source == bundled.NAME:
+        path = bundled.path()
+    elif not path.exists():
         wanted = reference.parse(source)
         if wanted is None:
             raise ModelNotFoundError(f"there is no {source!r}; {reference.hint(source)}")
@@ -108,5 +125,7 @@ def _open(source: str, *, latent: bool, weight_scale: str | None, layout: str): 
     if path.is_dir():
         if not converted.is_folder(path):
             raise ModelNotFoundError(f"{path} is no Hugging Face folder: it lacks config.json or safetensors")
-        return read_folder(path, name=name, latent=latent, weight_scale=weight_scale)  # type: ignore[arg-type]
-    return read_gguf(path, latent=latent, layout=layout)  # type: ignore[arg-type]
+        return read_folder(path, name=name, latent=latent, weight_scale=scale)
+    if scale is not None:
+        raise ValidationError("--weight-scale is for Hugging Face folders; a GGUF file says it")
+    return read_gguf(path, latent=latent, layout=order, tiles=tiles)

@@ -86,9 +86,10 @@ def remove(reference: Reference) -> None:
 
 
 def _parse(reference: str) -> HubReference:
+    from bitnet.models import bundled
     from bitnet.models import reference as references
 
-    if reference == references.BUNDLED:
+    if reference == bundled.NAME:
         raise ValidationError(f"{reference} is part of the package")
     found = references.parse(reference)
     if found is None:
@@ -97,10 +98,10 @@ def _parse(reference: str) -> HubReference:
 
 
 def _present() -> list[Row]:
-    from bitnet.models import bundled, catalog, hub, reference
+    from bitnet.models import bundled, catalog, hub
 
     path = bundled.path()
-    rows = [Row(reference.BUNDLED, reference.BUNDLED, path.stat().st_size, str(path))]
+    rows = [Row(bundled.NAME, bundled.NAME, path.stat().st_size, str(path))]
     for model in hub.cached_models():
         entry = catalog.published_at(model.reference.repository)
         same = entry is not None and model.reference.revision is None and entry.file == model.reference.file
@@ -143,7 +144,12 @@ def describe(model: CatalogModel) -> list[str]:
         ("repository", model.reference),
         ("size", known_size(model)),
         ("licence", model.licence),
-        ("stored as", {"gguf": "a GGUF file", "packed": "packed ternary safetensors"}.get(model.storage, "latent safetensors")),
+        (
+            "stored as",
+            {"gguf": "a GGUF file", "packed": "packed ternary safetensors"}.get(
+                model.storage, "latent safetensors"
+            ),
+        ),
         ("architecture", model.architecture),
         ("chat format", model.chat_format),
         ("pooling", model.pooling and f"{model.pooling} token"),
@@ -152,7 +158,10 @@ def describe(model: CatalogModel) -> list[str]:
     if model.dimensions is not None:
         size = model.dimensions
         lines += [
-            ("layers", f"{size.n_layers} of {size.hidden_size}, feed-forward {size.ffn_size}, {size.activation}"),
+            (
+                "layers",
+                f"{size.n_layers} of {size.hidden_size}, feed-forward {size.ffn_size}, {size.activation}",
+            ),
             ("attention", f"{size.n_heads} heads of {size.head_dim}, {size.n_kv_heads} for keys and values"),
             ("vocabulary", size.vocab_size),
             ("context", size.context_length and f"{size.context_length} tokens"),

@@ -19,8 +19,8 @@ Model = Annotated[
         "--model",
         "-m",
         metavar="MODEL",
-        help="A GGUF file or a Hugging Face folder; or a name that bitnet list --remote shows or org/name[:file], "
-        "which is downloaded if it is not here. Default: the bundled model.",
+        help="A GGUF file or a Hugging Face folder; or a name that bitnet list --remote shows or "
+        "org/name[:file], which is downloaded if it is not here. Default: the bundled model.",
     ),
 ]
 Config = Annotated[
@@ -65,8 +65,26 @@ Layout = Annotated[
     typer.Option(
         "--layout",
         metavar="NAME",
-        help="The order of the ternary codes, which no file tells: x128 (default, all published files), arm64, "
-        "row4, preset; auto: the one that predicts a small text best, found out once.",
+        help="How the file's ternary tensors are laid out, where it does not say. I2_S: x128 (default), "
+        "arm64 or row4; TL1: preset. A wrong one gives gibberish. auto: the one that predicts a small text "
+        "best, found out once.",
+    ),
+]
+TlConfig = Annotated[
+    str | None,
+    typer.Option(
+        "--tl-config",
+        metavar="FILE",
+        help="The kernel_config.ini that a TL1 or TL2 file was made with. Default: the tiles that bitnet.cpp "
+        "makes for the published models.",
+    ),
+]
+Activation = Annotated[
+    str | None,
+    typer.Option(
+        "--activation",
+        metavar="NAME",
+        help="relu2 or silu, for a file whose architecture does not tell. Default: by the file.",
     ),
 ]
 Scales = Annotated[
@@ -74,7 +92,7 @@ Scales = Annotated[
     typer.Option(
         "--scales",
         metavar="HOW",
-        help="Whether the file's scales multiply (default) or divide; auto: found out, as with --layout auto.",
+        help="Whether the file's scales multiply (default) or divide; auto: found out, as by --layout auto.",
     ),
 ]
 Override = Annotated[
@@ -152,8 +170,8 @@ def settings(
 ) -> BitNetConfig:
     """The configuration file, if there is one, and what the command line says otherwise.
 
-    model: a file, or in mode api the name of a model. override: KEY=VALUE. options: keys of the schema; None =
-    not given. Raises ConfigError and ValidationError.
+    model: a file, or in mode api the name of a model. override: KEY=VALUE. options: keys of the schema;
+    None = not given. Raises ConfigError and ValidationError.
     """
     from bitnet.config import load  # late: --help needs no schema
 

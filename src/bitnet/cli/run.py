@@ -39,6 +39,8 @@ def run(
     ctx: options.Context = None,
     kv_type: options.KvType = None,
     layout: options.Layout = None,
+    tl_config: options.TlConfig = None,
+    activation: options.Activation = None,
     scales: options.Scales = None,
     override: options.Override = None,
     config: options.Config = None,
@@ -71,6 +73,8 @@ def run(
         n_batch=1,
         kv_type=kv_type,
         layout=layout,
+        tl_config=tl_config,
+        activation=activation,
         scales=scales,
         override=override,
     )

@@ -11,7 +11,7 @@ import typer
 
 from bitnet.cli import options
 from bitnet.errors import BitNetError, ValidationError
-from bitnet.models.reference import BUNDLED
+from bitnet.models import bundled
 
 if TYPE_CHECKING:
     from bitnet.config import BitNetConfig
@@ -28,9 +28,9 @@ def serve(
         typer.Option(
             "--model",
             "-m",
-            metavar="[NAME=]FILE",
-            help="A GGUF model file, and the name that requests call it by (default: the file's, without "
-            "its ending). May be given several times: the first is loaded now and answers requests that "
+            metavar="[NAME=]MODEL",
+            help="A file, folder or name as bitnet run -m takes it, and the name that requests call it by "
+            "(default: the file's, without its ending). May be given several times: the first is loaded now and answers requests that "
             "name no model, the others when they are first asked for. Default: the bundled model.",
         ),
     ] = None,
@@ -67,6 +67,8 @@ def serve(
     ctx: options.Context = None,
     kv_type: options.KvType = None,
     layout: options.Layout = None,
+    tl_config: options.TlConfig = None,
+    activation: options.Activation = None,
     scales: options.Scales = None,
     override: options.Override = None,
     batch: Annotated[
@@ -185,6 +187,8 @@ def serve(
         n_batch=batch,
         kv_type=kv_type,
         layout=layout,
+        tl_config=tl_config,
+        activation=activation,
         scales=scales,
         override=override,
     )
@@ -236,7 +240,7 @@ def _settings(config: str | None, models: list[str], **given: Any) -> dict[str, 
         if given["n_batch"] is None and not settings.given("n_batch"):
             settings = load(settings, n_batch=N_BATCH)
         if name is None:
-            named = path or settings.model or settings.model_path or BUNDLED
+            named = path or settings.model or settings.model_path or bundled.NAME
             name = os.path.basename(named).removesuffix(".gguf")
         if name in found:
             raise ValidationError(f"two models have the name {name!r}: give them names, as -m NAME=FILE")

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import logging
 import os
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,9 +15,10 @@ from bitnet.cli import options
 from bitnet.cli.models import describe
 from bitnet.cli.terminal import finite, printable, size_text, table, write
 from bitnet.errors import ModelFileError
-from bitnet.models import catalog, hub, reference
-from bitnet.models.catalog import CatalogModel
 from bitnet.values import ModelInfo
+
+if TYPE_CHECKING:
+    from bitnet.models.catalog import CatalogModel
 
 # Longer lists (vocabularies) and strings (chat templates) are shortened for the screen; --json has them
 # whole.
@@ -34,6 +35,8 @@ def show(
     ctx: options.Context = None,
     kv_type: options.KvType = None,
     layout: options.Layout = None,
+    tl_config: options.TlConfig = None,
+    activation: options.Activation = None,
     scales: options.Scales = None,
     override: options.Override = None,
     batch: Annotated[
@@ -60,13 +63,15 @@ def show(
         n_batch=batch,
         kv_type=kv_type,
         layout=layout,
+        tl_config=tl_config,
+        activation=activation,
         scales=scales,
         override=override,
         mode="direct",
     )
     named = settings.direct_options()["model"]
-    entry = _known(named)
-    if entry is not None and not _is_here(named):
+    entry, is_away = _known(named)
+    if entry is not None and is_away:
         # Nothing is downloaded to be looked at.
         if as_json:
             write(entry.model_dump_json(indent=2, exclude_none=True) + "\n")
@@ -108,15 +113,13 @@ def show(
     write("\n".join(line.rstrip() for line in lines) + "\n")
 
 
-def _known(named: str | None) -> CatalogModel | None:
-    """The model of the catalog that is meant."""
+def _known(named: str | None) -> tuple[CatalogModel | None, bool]:
+    """The model of the catalog that is meant, if it is one, and whether it has to be downloaded."""
+    from bitnet.models import catalog, hub, reference  # late, as above
+
     wanted = reference.parse(named) if named is not None and not os.path.exists(named) else None
-    return None if wanted is None else catalog.published_at(wanted.repository)
-
-
-def _is_here(named: str) -> bool:
-    wanted = reference.parse(named)
-    return wanted is not None and hub.local_path(wanted) is not None
+    entry = None if wanted is None else catalog.published_at(wanted.repository)
+    return entry, wanted is not None and hub.local_path(wanted) is None
 
 
 def _describe(info: ModelInfo) -> list[str]:
@@ -145,7 +148,7 @@ def _describe(info: ModelInfo) -> list[str]:
 
 
 def _reading(info: ModelInfo) -> str:
-    found = f"layout {info.layout}, scales {info.scales}"
+    found = f"{info.ternary_type}{info.layout and f', layout {info.layout}'}, scales {info.scales}"
     tried = ", ".join(f"{printable(way)} {loss:.2f}" for way, loss in info.losses.items())
     return found + (f" (found out: {tried} nats a token)" if tried else "")
 

@@ -12,6 +12,7 @@ import os
 import threading
 import time
 import weakref
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,14 +21,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bitnet import _native
-from bitnet.engines import layouts, tiles
+from bitnet.engines import layout_detection, tiles
 from bitnet.engines.generation import Generation
 from bitnet.errors import ContextOverflowError, EngineClosedError, ModelFileError, ValidationError
-from bitnet.models import catalog, overrides, weight_cache
+from bitnet.models import catalog, layouts, overrides, weight_cache
 from bitnet.models.catalog import CatalogModel
 from bitnet.models.overrides import Overrides
+from bitnet.models.tensor_codec import TlTile
 from bitnet.runtime.answer import Gathering
-from bitnet.runtime.embedding import POOLING_TYPES, EmbeddingSequence, EmbeddingWindow
+from bitnet.runtime.embedding import (
+    EMBEDDING_ARCHITECTURES,
+    POOLING_TYPES,
+    EmbeddingSequence,
+    EmbeddingWindow,
+)
 from bitnet.runtime.scheduler import Scheduler
 from bitnet.runtime.sequence import GenerationSequence, LogitsSequence, LogprobsSequence
 from bitnet.text.chat_template import ChatTemplate
@@ -75,7 +82,9 @@ class NativeEngine:
         use_pretuned: bool = True,
         kernel_params: Iterable[tuple[str, int]] = (),
         embd_type: str | None = None,
-        layout: Layout = "x128",
+        layout: Layout | None = None,
+        tl_tiles: tuple[TlTile, ...] = (),
+        activation: str | None = None,
         scales: Scales | None = None,
         metadata_overrides: Overrides = (),
     ) -> None:
@@ -83,6 +92,7 @@ class NativeEngine:
         ValidationError."""
         started_at = time.perf_counter()
         file = _native.ModelFile(str(path))
+        layouts.check(file, None if layout == "auto" else layout, tl_tiles)
         facts = overrides.apply(file.metadata, metadata_overrides)
         try:
             self._tokenizer = Tokenizer.from_metadata(facts)
@@ -97,17 +107,27 @@ class NativeEngine:
                 f"The chat template ends each answer with {self._tokenizer.token_text(end)} ({end}), which "
                 "the model file does not name as the end of a turn; it ends answers here, too."
             )
-        reading = layouts.choose(
-            path, file, self._tokenizer, layout=layout, scales=scales, n_threads=n_threads
+        reading = layout_detection.choose(
+            path,
+            file,
+            self._tokenizer,
+            layout=layout,
+            scales=scales,
+            n_threads=n_threads,
+            tl_tiles=tl_tiles,
+            activation=activation or "",
         )
+        variant = _variant(embd_type, reading.layout, tl_tiles)
         model = _native.Model(
             file,
             n_threads=n_threads,
             use_mmap=use_mmap,
             use_mlock=use_mlock,
-            cache_path=_cache_path(path, embd_type, reading.layout) if use_mmap else "",
+            cache_path=weight_cache.path_for(path, variant) if use_mmap else "",
             embd_type=embd_type or "",
-            layout=reading.layout,
+            layout=reading.layout or "",
+            tl_tiles=tl_tiles,
+            activation=activation or "",
             divide_by_scales=reading.scales == "divide",
         )
         if self._tokenizer.vocab_size != model.vocab_size:
@@ -133,8 +153,11 @@ class NativeEngine:
         self._model: _native.Model | None = model
         runner = self._start(model)
         known = catalog.identify(model)
-        self._prefixes = {} if known is None else known.embedding_prefixes
+        self._prefixes: Mapping[str, str] = catalog.embedding_prefixes(facts)
+        if known is not None and not self._prefixes:
+            self._prefixes = dict(known.embedding_prefixes.items())
         pooling = _pooling(facts, model.architecture)
+        repairs = [*model.repairs, *repairs]
         warnings = [*self._tokenizer.warnings, *model.warnings]
         if reading.repair is not None:
             repairs.append(reading.repair)
@@ -174,7 +197,8 @@ class NativeEngine:
             quant_type=quant_type,
             tiles=runner.tiles,
             embd_type=model.embd_type,
-            layout=reading.layout,
+            ternary_type="+".join(layouts.ternary_types(file)),
+            layout=reading.layout or next(iter(layouts.candidates(file)), ""),
             scales=reading.scales,
             losses=reading.losses,
         )
@@ -341,7 +365,7 @@ class NativeEngine:
         except BaseException:
             window.cancel()
             raise
-        return self._stack(vectors, request.dimensions)
+        return self._stack(vectors, request)
 
     async def aembed(self, request: EmbeddingRequest) -> NDArray[np.float32]:
         # To make tokens of many texts takes longer than an event loop may stand still.
@@ -354,7 +378,7 @@ class NativeEngine:
         except BaseException:
             window.cancel()
             raise
-        return self._stack(vectors, request.dimensions)
+        return self._stack(vectors, request)
 
     def _embedding_window(self, request: EmbeddingRequest) -> EmbeddingWindow:
         info = self._info
@@ -365,9 +389,15 @@ class NativeEngine:
                 'pooling="mean" or "last" yourself',
                 field="pooling",
             )
-        if request.dimensions is not None and request.dimensions > info.hidden_size:
+        dimensions = request.dimensions or info.hidden_size
+        if dimensions > info.hidden_size:
             raise ValidationError(
-                f"dimensions={request.dimensions} is more than the {info.hidden_size} of this model's vectors",
+                f"dimensions can be {info.hidden_size} at most: that is the length of this model's vectors",
+                field="dimensions",
+            )
+        if dimensions < info.hidden_size and info.architecture not in EMBEDDING_ARCHITECTURES:
+            raise ValidationError(
+                f"dimensions can only be {info.hidden_size}: this model was not trained for shorter vectors",
                 field="dimensions",
             )
         prefix = self._prefixes.get(request.kind, "") if request.prefix is None else request.prefix
@@ -377,20 +407,16 @@ class NativeEngine:
                 raise _text_overflow(index, len(token_ids), info.n_ctx)
         sequences = (
             EmbeddingSequence(
-                ids,
-                info.hidden_size,
-                pooling=pooling,
-                normalize=request.normalize,
-                dimensions=request.dimensions,
+                ids, info.hidden_size, pooling=pooling, normalize=request.normalize, dimensions=dimensions
             )
             for ids in texts
         )
         # Twice as many as run together, so that there is always one ready to follow.
         return EmbeddingWindow(self._scheduler, sequences, 2 * info.n_batch)
 
-    def _stack(self, vectors: list[NDArray[np.float32]], dimensions: int | None) -> NDArray[np.float32]:
-        size = dimensions or self._info.hidden_size
-        return np.stack(vectors) if vectors else np.empty((0, size), np.float32)
+    def _stack(self, vectors: list[NDArray[np.float32]], request: EmbeddingRequest) -> NDArray[np.float32]:
+        length = request.dimensions or self._info.hidden_size
+        return np.stack(vectors) if vectors else np.empty((0, length), np.float32)
 
     def health(self) -> Health:
         try:
@@ -406,23 +432,26 @@ class NativeEngine:
             scheduler.close()  # waits, should another thread be closing
 
 
+def _variant(embd_type: str | None, layout: str | None, tl_tiles: tuple[TlTile, ...]) -> str:
+    """What tells the packed weights of one file from others of it, for a file name."""
+    tiles = f"tl{zlib.crc32(repr(tl_tiles).encode()):08x}" if tl_tiles else ""
+    return "-".join(part for part in (embd_type, layout if layout != "x128" else "", tiles) if part)
+
+
 def _pooling(metadata: Mapping[str, Any], architecture: str) -> Pooling | None:
-    declared = metadata.get(f"{architecture}.pooling_type", 0)
+    declared = metadata.get(f"{architecture}.pooling_type")
+    if declared is None:
+        return "last" if architecture in EMBEDDING_ARCHITECTURES else "mean"
     return POOLING_TYPES.get(declared) if isinstance(declared, int) else None
 
 
 def _pooling_doubt(pooling: Pooling | None, known: CatalogModel) -> str:
-    declared = pooling or "a pooling unknown here"
+    declared = pooling or "in a way unknown here"
     return (
-        f"The model file declares {declared} as its pooling, and the model card of {known.title} says "
-        f"{known.pooling}. The file is followed; if its vectors find the wrong texts, say "
-        f"pooling={known.pooling!r}, or metadata_overrides={{'pooling_type': {known.pooling!r}}} for all calls."
+        f"The model file declares the pooling {declared}, and the model card of {known.title} says "
+        f"{known.pooling}. The file is followed; if its vectors find the wrong texts, override it (metadata "
+        f"override: pooling_type={known.pooling})."
     )
-
-
-def _cache_path(path: Path, embd_type: str | None, layout: str) -> str:
-    variant = [part for part in (embd_type, "" if layout == layouts.USUAL_LAYOUT else layout) if part]
-    return weight_cache.path_for(path, "-".join(variant))
 
 
 _told: set[tuple[str, int, str]] = set()

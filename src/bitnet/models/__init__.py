@@ -25,7 +25,7 @@ def find(model: str | os.PathLike[str] | None) -> Path:
     if path.is_dir():
         return _of_folder(path)
     name = os.fspath(model)
-    if name == reference.BUNDLED:
+    if name == bundled.NAME:
         return bundled.path()
     wanted = reference.parse(name)
     if wanted is not None:

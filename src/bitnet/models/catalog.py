@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import functools
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -131,6 +132,24 @@ def identify(model: Sizes) -> CatalogModel | None:
         ):
             return known
     return None
+
+
+def embedding_prefixes(metadata: Mapping[str, Any]) -> dict[str, str]:
+    """Words that belong before a text, by its kind ("query", "document"), in a model with this metadata.
+
+    They are in the file (bitnet.embedding_prefix.query), or the file is of a model in the catalog, going by
+    its name (general.name) and architecture.
+    """
+    own = {kind: metadata.get(f"bitnet.embedding_prefix.{kind}") for kind in ("query", "document")}
+    found = {kind: text for kind, text in own.items() if isinstance(text, str)}
+    if found:
+        return found
+    name = str(metadata.get("general.name", "")).lower()
+    for model in known_models():
+        published_as = model.repository.rsplit("/", 1)[1].lower()
+        if model.architecture == metadata.get("general.architecture") and published_as in name:
+            return dict(model.embedding_prefixes.items())
+    return {}
 
 
 def published_at(repository: str) -> CatalogModel | None:

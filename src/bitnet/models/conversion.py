@@ -7,7 +7,7 @@ a narrower type is asked for, and the scales of types that store them as f16.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from bitnet.errors import BitNetError, ConversionError
 from bitnet.models.gguf_writer import GgufWriter, Kind, TensorType, tensor_bytes
 from bitnet.models.model_source import DenseTensor, ModelSource, TernaryTensor
-from bitnet.models.tensor_codec import encode_dense, encode_ternary
+from bitnet.models.tensor_codec import TlTile, encode_dense, encode_ternary
 from bitnet.text.builtin_templates import choose_template
 from bitnet.text.byte_level import SPLITTERS, choose_splitter
 from bitnet.text.tokenizer import Tokenizer
@@ -41,11 +41,13 @@ def write_model(
     *,
     file_type: FileType = "i2_s",
     embd_type: EmbdType | None = None,
+    tiles: Sequence[TlTile] = (),
     progress: Callable[[int], Progress] | None = None,
 ) -> list[str]:
     """Write a file, which appears under its name only when it is complete.
 
-    file_type: of ternary tensors. embd_type: of embedding and head; None = as they are. progress: is called
+    file_type: of ternary tensors. embd_type: of embedding and head; None = as they are. tiles: what tl1 cuts
+    matrices into; empty = what bitnet.cpp has for their shapes. progress: is called
     with the bytes of all tensors, and returns what is then told each time some of them are written.
     Returns sentences on what was decided. Raises ConversionError.
     """
@@ -57,23 +59,28 @@ def write_model(
     writer.add_metadata("general.quantization_version", 2, "u32")
     ternary_type = TensorType[file_type.upper()]
     n_bytes = 0
+    shape: tuple[int, ...]
     tensors: list[TernaryTensor | DenseTensor] = [*source.dense, *source.ternary]
     for tensor in sorted(tensors, key=lambda one: one.name != "token_embd.weight"):
         if isinstance(tensor, TernaryTensor):
-            kind, shape = ternary_type, (tensor.rows, tensor.columns)
-            data: Callable[[], Any] = _ternary(tensor, ternary_type)
+            stored, shape = ternary_type, (tensor.rows, tensor.columns)
+            data: Callable[[], Any] = _ternary(tensor, ternary_type, tiles)
         else:
-            kind, shape = _dense_type(tensor, embd_type), tensor.shape
-            data = tensor.raw if tensor.raw is not None and kind == tensor.stored else _dense(tensor, kind)
+            stored, shape = _dense_type(tensor, embd_type), tensor.shape
+            data = (
+                tensor.raw if tensor.raw is not None and stored == tensor.stored else _dense(tensor, stored)
+            )
         try:
-            n_bytes += tensor_bytes(kind, shape[::-1])
-            writer.add_tensor(tensor.name, shape[::-1], kind, data)
+            n_bytes += tensor_bytes(stored, shape[::-1])
+            writer.add_tensor(tensor.name, shape[::-1], stored, data)
         except ValueError as error:
             raise ConversionError(f"{tensor.name}: {error}; choose another type") from None
     _check_space(path, n_bytes)
     writer.write(progress(n_bytes) if progress is not None else None)
     if file_type in ("tq1_0", "tq2_0", "q2_0"):
-        notes.append(f"{file_type} keeps the scale of each matrix as f16: it is rounded, the ternary weights are not.")
+        notes.append(
+            f"{file_type} keeps the scale of each matrix as f16: it is rounded, the ternary weights are not."
+        )
     return [*source.notes, *notes]
 
 
@@ -97,7 +104,7 @@ def repaired(
         choice = choose_template(plain, tokenizer)
         if vocabulary.model == "gpt2" and vocabulary.pre is None:
             splitter = choose_splitter(vocabulary, notes)
-            name = next(name for name, one in SPLITTERS.items() if one is splitter)
+            name = next(name for name in ("llama-bpe", "gpt-2") if SPLITTERS[name] is splitter)
             fixed["tokenizer.ggml.pre"] = (name, "string")
     except BitNetError as error:
         raise ConversionError(str(error)) from None
@@ -116,12 +123,11 @@ def repaired(
     return fixed, notes
 
 
-def _ternary(tensor: TernaryTensor, kind: TensorType) -> Callable[[], bytes]:
+def _ternary(tensor: TernaryTensor, kind: TensorType, tiles: Sequence[TlTile]) -> Callable[[], bytes]:
     def data() -> bytes:
+        codes, scale = tensor.read()
         try:
-            return encode_ternary(*tensor.read(), kind)
-        except ConversionError:
-            raise
+            return encode_ternary(codes, scale, kind, tiles=tiles)
         except BitNetError as error:
             raise ConversionError(f"{tensor.name}: {error}") from None
 
@@ -153,4 +159,6 @@ def _check_space(path: Path, n_bytes: int) -> None:
         folder = folder.parent
     free = shutil.disk_usage(folder).free
     if n_bytes > free:
-        raise ConversionError(f"{path} will have {n_bytes / 1e9:.2f} GB, and there are {free / 1e9:.2f} GB left")
+        raise ConversionError(
+            f"{path} will have {n_bytes / 1e9:.2f} GB, and there are {free / 1e9:.2f} GB left"
+        )

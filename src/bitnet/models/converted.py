@@ -1,4 +1,4 @@
-"""Hugging Face folders as GGUF files in the cache: converted once, and again when something in them changes."""
+"""Hugging Face folders as GGUF files in the cache: converted once, and again when they change."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""GGUF files as model sources: every layout of ternary weights that can be read, and files whose linear layers
-are floating-point numbers of the form -s, 0, s."""
+"""GGUF files as model sources: every layout of ternary weights that can be read, and floating-point
+ones of the form -s, 0, s."""
 
 from __future__ import annotations
 
@@ -27,9 +27,14 @@ from bitnet.models.tensor_codec import (
 )
 
 _LINEAR: Final = (
-    "attn_q.weight", "attn_k.weight", "attn_v.weight", "attn_output.weight",
-    "ffn_gate.weight", "ffn_up.weight", "ffn_down.weight",
-)  # fmt: skip
+    "attn_q.weight",
+    "attn_k.weight",
+    "attn_v.weight",
+    "attn_output.weight",
+    "ffn_gate.weight",
+    "ffn_up.weight",
+    "ffn_down.weight",
+)
 _PIECE_BYTES: Final = 16 << 20  # of float32
 
 
@@ -103,7 +108,7 @@ def _decode(
     layout: TernaryLayout,
     tiles: tuple[TlTile, ...],
 ) -> tuple[NDArray[np.int8], float]:
-    data = _read(*place, max(n_bytes, tensor_bytes(kind, shape[::-1])))
+    data = _read(*place, n_bytes)
     try:
         matrix = decode_ternary(data, kind, *shape, layout=layout, tiles=tiles)
         return matrix.codes, float(np.float32(matrix.scale) * np.float32(factor))
@@ -118,7 +123,9 @@ def _round(
     return codes, float(np.float32(scale) * np.float32(factor))
 
 
-def _pieces(place: tuple[Path, int], kind: TensorType, shape: tuple[int, ...]) -> Iterator[NDArray[np.float32]]:
+def _pieces(
+    place: tuple[Path, int], kind: TensorType, shape: tuple[int, ...]
+) -> Iterator[NDArray[np.float32]]:
     for data, n_rows in _stored(place, kind, shape):
         rows = decode_dense(data, kind, n_rows, shape[-1])
         yield rows if len(shape) == 2 else rows[0]

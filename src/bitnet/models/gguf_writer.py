@@ -218,7 +218,9 @@ def _write_pieces(
         file.write(view)
         progress(view.nbytes)
     if n_bytes != expected:
-        raise ValueError(f"tensor {name}: {n_bytes} bytes or more given, its type and dimensions need {expected}")
+        raise ValueError(
+            f"tensor {name}: {n_bytes} bytes or more given, its type and dimensions need {expected}"
+        )
 
 
 def _encode_value(value: Any, kind: Kind) -> bytes:

@@ -1,4 +1,4 @@
-"""config.json of a Hugging Face folder: which of the known families it describes, and how its weights are stored.
+"""config.json of a Hugging Face folder: which known family it describes, and how its weights are stored.
 
 What the configuration does not say is refused, not guessed, where a guess would change what is computed.
 """
@@ -6,7 +6,6 @@ What the configuration does not say is refused, not guessed, where a guess would
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -175,13 +174,17 @@ def _quantization(config: Mapping[str, Any], path: Path) -> Mapping[str, Any]:
         return {}
     if not isinstance(found, dict) or found.get("quant_method") != "bitnet":
         method = found.get("quant_method") if isinstance(found, dict) else found
-        raise ConversionError(f"{path}: weights quantised by {method!r} are not ternary; only 'bitnet' is read")
+        raise ConversionError(
+            f"{path}: weights quantised by {method!r} are not ternary; only 'bitnet' is read"
+        )
     if found.get("linear_class", "bitlinear") not in ("bitlinear", "autobitlinear"):
         raise ConversionError(f"{path}: linear_class {found['linear_class']!r} is not known")
     if found.get("quantization_mode", "offline") not in ("offline", "online"):
         raise ConversionError(f"{path}: quantization_mode {found['quantization_mode']!r} is not known")
     if found.get("use_rms_norm"):
-        raise ConversionError(f"{path}: linear layers with a norm of their own (use_rms_norm) are not supported")
+        raise ConversionError(
+            f"{path}: linear layers with a norm of their own (use_rms_norm) are not supported"
+        )
     return found
 
 
@@ -205,7 +208,9 @@ def _activation(config: Mapping[str, Any], family: str, path: Path) -> str:
     if family == "gemma3" and config.get("hidden_activation") is not None:
         name = config["hidden_activation"]
     if name not in _ACTIVATIONS:
-        raise ConversionError(f"{path}: the activation {name!r} is not known; known: {', '.join(_ACTIVATIONS)}")
+        raise ConversionError(
+            f"{path}: the activation {name!r} is not known; known: {', '.join(_ACTIVATIONS)}"
+        )
     return _ACTIVATIONS[name]
 
 
@@ -238,7 +243,7 @@ def _rope_base(config: Mapping[str, Any], path: Path) -> float:
         if len(bases) != 1:
             raise ConversionError(f"{path}: layers with different rope bases {bases} are not supported")
         config = {"rope_theta": bases.pop()}
-    elif config.get("rope_local_base_freq", config.get("rope_theta")) != config.get("rope_theta"):
+    elif "rope_local_base_freq" in config and config["rope_local_base_freq"] != config.get("rope_theta"):
         raise ConversionError(f"{path}: layers with different rope bases are not supported")
     if config.get("rope_theta") is None:
         raise ConversionError(f"{path} does not say the base of the rotary embedding (rope_theta)")
@@ -258,7 +263,7 @@ def _number(config: Mapping[str, Any], key: str, path: Path, above: float, below
     value = config.get(key)
     if not isinstance(value, (int, float)) or isinstance(value, bool) or not above < value < below:
         raise ConversionError(f"{path}: {key} must be between {above:g} and {below:g}, not {value!r}")
-    return float(value) if math.isfinite(value) else 0.0
+    return float(value)
 
 
 def _token_id(value: Any) -> int | None:

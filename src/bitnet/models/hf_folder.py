@@ -122,7 +122,9 @@ def _pooling(folder: Path) -> tuple[int, list[str]]:
             if len(chosen) != 1:
                 raise ConversionError(f"{path}: one way of pooling must be chosen, not {len(chosen)}")
             return chosen[0], []
-    return _LAST_TOKEN, ["The folder does not say how vectors are pooled; the last token is used, as in the model cards."]
+    return _LAST_TOKEN, [
+        "The folder does not say how vectors are pooled; the last token is used, as in the model cards."
+    ]
 
 
 def _prompts(folder: Path) -> Iterator[tuple[str, str]]:
@@ -157,10 +159,15 @@ class _Reader:
             if made.name in seen:
                 raise ConversionError(f"{self.folder}: {name!r} stands for {made.name}, which is there twice")
             seen.add(made.name)
-            (ternary if isinstance(made, TernaryTensor) else dense).append(made)
+            if isinstance(made, TernaryTensor):
+                ternary.append(made)
+            else:
+                dense.append(made)
         missing = sorted(self._expected() - seen)
         if missing:
-            raise ConversionError(f"{self.folder} lacks tensors: {', '.join(missing[:5])}; {len(missing)} in all")
+            raise ConversionError(
+                f"{self.folder} lacks tensors: {', '.join(missing[:5])}; {len(missing)} in all"
+            )
         head = [one.name for one in dense if one.is_embedding]
         if config.tied is False and "output.weight" not in head:
             raise ConversionError(f"{self.folder} lacks lm_head.weight, and the embedding is not tied")
@@ -193,7 +200,9 @@ class _Reader:
         layer = _LAYER.fullmatch(short)
         part = layer[2].removesuffix(".weight") if layer and layer[2].endswith(".weight") else ""
         if layer is None or int(layer[1]) >= config.n_layers or not part:
-            raise ConversionError(f"{self.folder}: the tensor {name[:100]!r} is not known in this kind of model")
+            raise ConversionError(
+                f"{self.folder}: the tensor {name[:100]!r} is not known in this kind of model"
+            )
         prefix = f"blk.{int(layer[1])}."
         if part in _LINEAR:
             return self._linear(prefix, _LINEAR[part], name, tensor)
@@ -204,7 +213,9 @@ class _Reader:
         heads = _HEAD_NORMS if config.is_embedding_model else {}
         stem = norms.get(part) or own.get(part) or heads.get(part)
         if stem is None:
-            raise ConversionError(f"{self.folder}: the tensor {name[:100]!r} is not known in this kind of model")
+            raise ConversionError(
+                f"{self.folder}: the tensor {name[:100]!r} is not known in this kind of model"
+            )
         return self._norm(f"{prefix}{stem}.weight", tensor, self._norm_size(stem), native=part not in own)
 
     def _norm_size(self, stem: str) -> int:
@@ -232,7 +243,8 @@ class _Reader:
     def _check(self, tensor: StoredTensor, shape: tuple[int, ...], *, is_float: bool) -> None:
         if tensor.shape != shape:
             raise ConversionError(
-                f"{self.folder}: {tensor.name} has the shape {list(tensor.shape)}; {list(shape)} fits config.json"
+                f"{self.folder}: {tensor.name} has the shape {list(tensor.shape)}; "
+                f"{list(shape)} fits config.json"
             )
         if is_float and not tensor.is_float:
             raise ConversionError(f"{self.folder}: {tensor.name} has the type {tensor.dtype}, not a float")
@@ -290,7 +302,9 @@ class _Reader:
                 start = stripe * n_packed + first
                 part = (piece[: max(0, rows - start)] >> (2 * stripe)) & 3
                 if part.size and part.max() > 2:
-                    raise ConversionError(f"{self.folder}: {tensor.name} holds the code 3, which means nothing")
+                    raise ConversionError(
+                        f"{self.folder}: {tensor.name} holds the code 3, which means nothing"
+                    )
                 np.subtract(part, 1, out=codes[start : start + len(part)], dtype=np.int8, casting="unsafe")
             first += len(piece)
         return codes, scale

@@ -26,10 +26,20 @@ _MAX_TEMPLATE_BYTES: Final = 1 << 20
 _ADDED_SCORE: Final = -1000.0
 _SPACE: Final = "\u2581"
 _PROBES: Final = (
-    "Hello world", "  two  spaces and a tab\tthere", "It's we'LL they'd I'M", "1 12 123 1234 12345.678",
-    "line\nbreak\r\n\r\n  end  \n", "def f(x):\n    return x**2  # !?...", "ÄÖÜ café naïve — “quotes”", "e\u0301 Å",
-    "你好，世界。これはテスト", "Привет, мир! 3.14", "สวัสดี नमस्ते", "\U0001f680 \U0001f468\u200d\U0001f469\u200d\U0001f467", "a" * 40,
-)  # fmt: skip
+    "Hello world",
+    "  two  spaces and a tab\tthere",
+    "It's we'LL they'd I'M",
+    "1 12 123 1234 12345.678",
+    "line\nbreak\r\n\r\n  end  \n",
+    "def f(x):\n    return x**2  # !?...",
+    "ÄÖÜ café naïve — “quotes”",
+    "e\u0301 Å",
+    "你好，世界。これはテスト",
+    "Привет, мир! 3.14",
+    "สวัสดี नमस्ते",
+    "\U0001f680 \U0001f468\u200d\U0001f469\u200d\U0001f467",
+    "a" * 40,
+)
 
 
 @dataclass
@@ -130,9 +140,13 @@ def _tokens(path: Path, vocab: Mapping[str, Any], added: list[dict[str, Any]], s
         if not isinstance(text, str) or type(token_id) is not int or token_id < 0:
             raise ConversionError(f"{path}: the token {text!r} has the id {token_id!r}")
         if token_id >= size:
-            raise ConversionError(f"{path} has a token with the id {token_id}, but the model only {size} rows")
+            raise ConversionError(
+                f"{path} has a token with the id {token_id}, but the model only {size} rows"
+            )
         if tokens[token_id] not in (None, text):
-            raise ConversionError(f"{path}: the id {token_id} is that of {tokens[token_id]!r} and of {text!r}")
+            raise ConversionError(
+                f"{path}: the id {token_id} is that of {tokens[token_id]!r} and of {text!r}"
+            )
         tokens[token_id] = text
     return [f"[PAD{token_id}]" if token is None else token for token_id, token in enumerate(tokens)]
 
@@ -192,7 +206,10 @@ def _prepends_space(data: Mapping[str, Any]) -> bool:
         if node.get("type") == "Prepend" and node.get("prepend") == _SPACE:
             return True
         if node.get("type") == "Metaspace":
-            return bool(node.get("prepend_scheme", "always" if node.get("add_prefix_space", True) else "never") != "never")
+            return bool(
+                node.get("prepend_scheme", "always" if node.get("add_prefix_space", True) else "never")
+                != "never"
+            )
     return False
 
 
@@ -227,12 +244,20 @@ def _added_tokens(folder: Path) -> list[tuple[str, int, bool]]:
         for text, token_id in read_object(path).items():
             if type(token_id) is int:
                 found[token_id] = (text, token_id, False)
-    for path, key in ((folder / "tokenizer.json", "added_tokens"), (folder / "tokenizer_config.json", "added_tokens_decoder")):
+    for path, key in (
+        (folder / "tokenizer.json", "added_tokens"),
+        (folder / "tokenizer_config.json", "added_tokens_decoder"),
+    ):
         entries = read_object(path).get(key) if path.exists() else None
-        listed = entries.items() if isinstance(entries, dict) else [(one.get("id"), one) for one in entries or () if isinstance(one, dict)]
+        listed = (
+            entries.items()
+            if isinstance(entries, dict)
+            else [(one.get("id"), one) for one in entries or () if isinstance(one, dict)]
+        )
         for token_id, one in listed:
-            if isinstance(one, dict) and isinstance(one.get("content"), str) and str(token_id).isdecimal():
-                found[int(token_id)] = (one["content"], int(token_id), bool(one.get("special")))
+            number = str(token_id)
+            if isinstance(one, dict) and isinstance(one.get("content"), str) and number.isdecimal():
+                found[int(number)] = (one["content"], int(number), bool(one.get("special")))
     return list(found.values())
 
 
@@ -307,19 +332,26 @@ def _chat_template(folder: Path, settings: Mapping[str, Any]) -> str | None:
     path = folder / "chat_template.jinja"
     if path.exists():
         if path.stat().st_size > _MAX_TEMPLATE_BYTES:
-            raise ConversionError(f"{path} has {path.stat().st_size} bytes; at most {_MAX_TEMPLATE_BYTES} are read")
+            raise ConversionError(
+                f"{path} has {path.stat().st_size} bytes; at most {_MAX_TEMPLATE_BYTES} are read"
+            )
         return path.read_text(encoding="utf-8")
     template = settings.get("chat_template")
     if isinstance(template, list):  # several, by name
         named = {one.get("name"): one.get("template") for one in template if isinstance(one, dict)}
         template = named.get("default")
     if template is not None and (not isinstance(template, str) or len(template) > _MAX_TEMPLATE_BYTES):
-        raise ConversionError(f"{folder}: the chat template in tokenizer_config.json is no text of sound length")
+        raise ConversionError(
+            f"{folder}: the chat template in tokenizer_config.json is no text of sound length"
+        )
     return template
 
 
 def _compare(
-    folder: Path, metadata: Mapping[str, tuple[Any, Any]], source: tokenizers.Tokenizer, vocabulary: _Vocabulary
+    folder: Path,
+    metadata: Mapping[str, tuple[Any, Any]],
+    source: tokenizers.Tokenizer,
+    vocabulary: _Vocabulary,
 ) -> None:
     """Raises ConversionError if the tokenizer made from the metadata differs from the one it came from."""
     try:

@@ -17,7 +17,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, BinaryIO, Final
 from urllib.parse import urlparse
 
 from bitnet.errors import DownloadError, ModelNotFoundError
@@ -35,11 +35,22 @@ _SPARE_BYTES: Final = 64 << 20  # of the disk, left free after a download
 _MAX_FILES: Final = 100_000  # listed by a repository
 _MAX_SMALL_FILE: Final = 128 << 20  # of configurations and tokenizers
 # What a folder of safetensors consists of; nothing else of a repository is downloaded, pickles least of all.
-_SMALL_FILES: Final = frozenset({
-    "config.json", "generation_config.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json",
-    "added_tokens.json", "special_tokens_map.json", "chat_template.jinja", "model.safetensors.index.json",
-    "modules.json", "1_Pooling/config.json", "config_sentence_transformers.json",
-})  # fmt: skip
+_SMALL_FILES: Final = frozenset(
+    {
+        "config.json",
+        "generation_config.json",
+        "tokenizer.json",
+        "tokenizer.model",
+        "tokenizer_config.json",
+        "added_tokens.json",
+        "special_tokens_map.json",
+        "chat_template.jinja",
+        "model.safetensors.index.json",
+        "modules.json",
+        "1_Pooling/config.json",
+        "config_sentence_transformers.json",
+    }
+)
 _WEIGHTS: Final = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")
 
 
@@ -111,8 +122,8 @@ def download(reference: HubReference) -> Path:
         paths = []
         for file in files:
             _complete_blob(reference, file.name, metadata[file.name])
-            paths.append(_point_at_blob(reference, file.name))
-    if len(files) == 1 and files[0].name.endswith(".gguf"):
+            paths.append(_point_at_blob(reference, file.name, _blob(reference, metadata[file.name])))
+    if reference.file is not None or files[0].name.endswith(".gguf"):
         return paths[0]
     snapshots = {path.parents[name.name.count("/")] for path, name in zip(paths, files, strict=True)}
     if len(snapshots) != 1:
@@ -126,7 +137,9 @@ def choose_files(reference: str, names: list[str]) -> list[str]:
     Raises ModelNotFoundError if that is not clear.
     """
     for name in names:
-        if not is_safe_file_name(name) and name.endswith((".gguf", ".safetensors", ".json", ".model", ".jinja")):
+        if not is_safe_file_name(name) and name.endswith(
+            (".gguf", ".safetensors", ".json", ".model", ".jinja")
+        ):
             raise ModelNotFoundError(f"{reference} lists a file with the name {name!r}, which is not safe")
     gguf = [name for name in names if name.endswith(".gguf")]
     if gguf:
@@ -140,7 +153,9 @@ def choose_files(reference: str, names: list[str]) -> list[str]:
     weights = sorted(name for name in names if _WEIGHTS.fullmatch(name))
     if "config.json" in names and weights:
         return sorted(_SMALL_FILES.intersection(names)) + weights
-    raise ModelNotFoundError(f"{reference} has neither a .gguf file nor config.json and safetensors: no model")
+    raise ModelNotFoundError(
+        f"{reference} has neither a .gguf file nor config.json and safetensors: no model"
+    )
 
 
 def cached_models() -> list[CachedModel]:
@@ -175,7 +190,9 @@ def remove(reference: HubReference) -> tuple[list[Path], int]:
 
     wanted = reference.repository.lower()
     repos = scan_cache_dir(_cache()).repos if _cache().is_dir() else ()
-    repo = next((repo for repo in repos if repo.repo_type == "model" and repo.repo_id.lower() == wanted), None)
+    repo = next(
+        (repo for repo in repos if repo.repo_type == "model" and repo.repo_id.lower() == wanted), None
+    )
     if repo is None:
         raise ModelNotFoundError(f"{reference} is not on this machine; bitnet list shows what is")
     models = [one.path for one in cached_models() if one.reference.repository.lower() == wanted]
@@ -228,8 +245,11 @@ def _check_space(reference: HubReference, metadata: dict[str, HfFileMetadata], m
     """Before anything is downloaded. Says that it is going to be."""
     if not missing:
         return
-    present = sum(_partial(_blob(reference, metadata[name])).stat().st_size
-                  for name in missing if _partial(_blob(reference, metadata[name])).exists())  # fmt: skip
+    present = sum(
+        _partial(_blob(reference, metadata[name])).stat().st_size
+        for name in missing
+        if _partial(_blob(reference, metadata[name])).exists()
+    )
     n_bytes = sum(metadata[name].size or 0 for name in missing) - present
     cache = _cache()
     cache.mkdir(parents=True, exist_ok=True)
@@ -272,10 +292,10 @@ def _complete_blob(reference: HubReference, name: str, metadata: HfFileMetadata)
         os.replace(partial, blob)
 
 
-def _transfer(file: IO[bytes], name: str, metadata: HfFileMetadata) -> None:
+def _transfer(file: BinaryIO, name: str, metadata: HfFileMetadata) -> None:
     """Append what is missing. huggingface_hub tries again where a connection breaks."""
     from huggingface_hub.file_download import http_get
-    from huggingface_hub.utils import build_hf_headers
+    from huggingface_hub.utils._headers import build_hf_headers
 
     n_present = file.tell()
     if metadata.size is not None and n_present > metadata.size:
@@ -300,7 +320,7 @@ def _transfer(file: IO[bytes], name: str, metadata: HfFileMetadata) -> None:
         )
 
 
-def _point_at_blob(reference: HubReference, name: str) -> Path:
+def _point_at_blob(reference: HubReference, name: str, blob: Path) -> Path:
     """The file under its own name; its content is there already."""
     from huggingface_hub import hf_hub_download
 
@@ -308,6 +328,8 @@ def _point_at_blob(reference: HubReference, name: str) -> Path:
         path = Path(hf_hub_download(reference.repository, name, revision=reference.revision))
     if not _is_inside_cache(path):
         raise DownloadError(f"{name} of {reference} would lie at {path}, outside of the cache")
+    if path.is_symlink() and os.path.realpath(path) != os.path.realpath(blob):
+        raise DownloadError(f"{reference} was changed while it was downloaded; try again")
     return path
 
 
@@ -330,7 +352,11 @@ def _matches(file: Path, etag: str) -> bool:
 @contextlib.contextmanager
 def _progress_on_terminals() -> Iterator[None]:
     """huggingface_hub's progress bars are for people, not for logs."""
-    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+    from huggingface_hub.utils.tqdm import (
+        are_progress_bars_disabled,
+        disable_progress_bars,
+        enable_progress_bars,
+    )
 
     if sys.stderr.isatty() or are_progress_bars_disabled():
         yield

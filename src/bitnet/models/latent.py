@@ -1,4 +1,4 @@
-"""Weights in floating point, as ternary codes: exactly where they are ternary, else rounded as in training."""
+"""Weights in floating point as ternary codes: taken exactly if ternary, else rounded as in training."""
 
 from __future__ import annotations
 
@@ -35,10 +35,12 @@ def to_ternary(
             is_ternary = bool(np.all((sizes == 0) | (sizes == magnitude)))
     if not is_ternary and not latent:
         raise ConversionError(
-            f"{name} is not ternary, and nothing declares it to be latent (rounded whenever the model computes). "
-            "If it is, say --latent; a model that was not trained for ternary weights would be ruined"
+            f"{name} is not ternary, and nothing declares it to be latent (rounded whenever the model "
+            "computes). If it is, say --latent; a model not trained for ternary weights would be ruined"
         )
-    scale = magnitude if is_ternary else np.maximum(np.float32(total / (shape[0] * shape[1])), np.float32(1e-5))
+    scale = (
+        magnitude if is_ternary else np.maximum(np.float32(total / (shape[0] * shape[1])), np.float32(1e-5))
+    )
     codes = np.empty(shape, dtype=np.int8)
     first = 0
     for piece in pieces():

@@ -1,10 +1,10 @@
-"""What a user says of a model file against the file itself: a few keys of its metadata, by the names that GGUF
-has for them.
+"""What a user says of a model file against the file itself: a few keys of its metadata, by the names that
+GGUF has for them.
 
     tokenizer.ggml.pre              how text is cut before it is made into tokens, such as llama-bpe
     tokenizer.chat_template         a Jinja template
-    tokenizer.ggml.eos_token_id     a token that ends an answer: its id, or the token as it is written; likewise
-                                    eot_token_id and bos_token_id
+    tokenizer.ggml.eos_token_id     a token that ends an answer: its id, or the token as it is written;
+                                    likewise eot_token_id and bos_token_id
     tokenizer.ggml.add_bos_token    whether a text begins with that token; likewise add_eos_token
     pooling_type                    how a text's vector is made: mean or last
 """
@@ -89,7 +89,7 @@ def _read(path: str) -> str:
 
 
 def apply(metadata: dict[str, Any], overrides: Overrides) -> dict[str, Any]:
-    """`metadata` with the user's values in their places. Raises ValidationError for a token that is not there."""
+    """`metadata` with the user's values in their places. Raises ValidationError for an unknown token."""
     result = dict(metadata)
     for key, value in overrides:
         if key in _TOKENS and isinstance(value, str):

@@ -10,10 +10,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from bitnet.errors import ModelNotFoundError
-from bitnet.models import catalog
-
-BUNDLED: Final = "bitnet-tiny"
-"""The model that comes with the package."""
+from bitnet.models import bundled, catalog
 
 _HUB: Final = re.compile(
     rf"(?P<repository>{catalog.REPOSITORY})"
@@ -55,6 +52,10 @@ def parse(name: str) -> HubReference | None:
     file = match["file"]
     if file is not None and not is_safe_file_name(file):
         raise ModelNotFoundError(f"{file!r} is no name of a file in a repository")
+    if file is not None and not file.endswith(".gguf"):
+        raise ModelNotFoundError(
+            f"{name}: {file!r} is no .gguf file; leave it out for a folder of safetensors"
+        )
     entry = catalog.published_at(match["repository"])
     if entry is not None and file is None and match["revision"] is None:
         file = entry.file
@@ -81,11 +82,11 @@ def hint(name: str) -> str:
     if is_short_name(name):
         return f"{nearest(name.lower(), known)} (bitnet list --remote shows them)"
     return (
-        "give the path of a .gguf file or of a Hugging Face folder, a name that bitnet list --remote shows, or "
-        "org/name; or none for the bundled model"
+        "give the path of a .gguf file or of a Hugging Face folder, a name that bitnet list --remote shows, "
+        "or org/name; or none for the bundled model"
     )
 
 
 def is_known(name: str) -> bool:
     """Whether `name` need not be a path."""
-    return name == BUNDLED or parse(name) is not None
+    return name == bundled.NAME or parse(name) is not None

@@ -13,7 +13,7 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,7 +52,9 @@ class StoredTensor:
         """Rows [last - first, *shape[1:]] as stored, except that bfloat16 and float16 come as float32."""
         dtype = _DTYPES[self.dtype]
         width = math.prod(self.shape[1:])
-        raw = _read(self.path, self.offset + first * width * dtype.itemsize, (last - first) * width * dtype.itemsize)
+        raw = _read(
+            self.path, self.offset + first * width * dtype.itemsize, (last - first) * width * dtype.itemsize
+        )
         values = raw.view(dtype).reshape(last - first, *self.shape[1:])
         if self.dtype == "BF16":
             return (values.astype(np.uint32) << 16).view(np.float32)
@@ -107,7 +109,9 @@ def read_header(path: Path) -> list[StoredTensor]:
             prefix = file.read(8)
             length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
             if not 2 <= length <= min(_MAX_HEADER_BYTES, size - 8):
-                raise ConversionError(f"{path} is not a safetensors file: a header of {length} bytes in {size}")
+                raise ConversionError(
+                    f"{path} is not a safetensors file: a header of {length} bytes in {size}"
+                )
             text = file.read(length)
     except FileNotFoundError:
         raise ConversionError(f"{path} is missing; download the model again") from None
@@ -120,7 +124,9 @@ def read_header(path: Path) -> list[StoredTensor]:
     if not isinstance(header, dict):
         raise ConversionError(f"{path} is not a safetensors file: its header is no object")
     start = 8 + length
-    found = [_tensor(path, name, entry, start, size) for name, entry in header.items() if name != "__metadata__"]
+    found = [
+        _tensor(path, name, entry, start, size) for name, entry in header.items() if name != "__metadata__"
+    ]
     end = start
     for tensor, last in sorted(found, key=lambda one: one[0].offset):
         if tensor.offset < end:
@@ -134,18 +140,22 @@ def _tensor(path: Path, name: str, entry: Any, start: int, size: int) -> tuple[S
     where = f"{path}: the tensor {name[:100]!r}"
     if not isinstance(entry, dict):
         raise ConversionError(f"{where} is not described")
-    dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
-    if dtype not in _DTYPES:
-        raise ConversionError(f"{where} has the type {dtype!r}; known are {', '.join(_DTYPES)}")
+    dtype: Any = entry.get("dtype")
+    shape: Any = entry.get("shape")
+    offsets: Any = entry.get("data_offsets")
+    if not isinstance(dtype, str) or dtype not in _DTYPES:
+        raise ConversionError(f"{where} has the type {dtype!r}; known are {', '.join(_DTYPES)}"[:300])
     if not _are_sizes(shape) or len(shape) > 8 or not _are_sizes(offsets) or len(offsets) != 2:
         raise ConversionError(f"{where} has no sound shape and place: {shape!r}, {offsets!r}"[:300])
     first, last = offsets
     if not first <= last <= size - start or math.prod(shape) * _DTYPES[dtype].itemsize != last - first:
-        raise ConversionError(f"{where} does not fit: {shape} of {dtype} at {first} to {last} of {size - start}")
+        raise ConversionError(
+            f"{where} does not fit: {shape} of {dtype} at {first} to {last} of {size - start}"
+        )
     return StoredTensor(name, dtype, tuple(shape), path, start + first), start + last
 
 
-def _are_sizes(value: Any) -> bool:
+def _are_sizes(value: Any) -> TypeGuard[list[int]]:
     return isinstance(value, list) and all(type(item) is int and item >= 0 for item in value)
 
 
@@ -153,7 +163,7 @@ def _read(path: Path, offset: int, n_bytes: int) -> NDArray[np.uint8]:
     data = np.empty(n_bytes, dtype=np.uint8)
     with path.open("rb", buffering=0) as file:
         file.seek(offset)
-        view = memoryview(data)
+        view = data.data
         while view.nbytes:
             n_read = file.readinto(view)
             if not n_read:

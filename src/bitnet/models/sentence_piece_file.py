@@ -42,7 +42,7 @@ def read_sentence_piece(path: Path) -> SentencePieceFile:
     except OSError as error:
         raise ConversionError(f"cannot read {path}: {error.strerror}") from None
     pieces = []
-    kind, add_dummy_prefix = 1, True  # the defaults of the format
+    kind, add_dummy_prefix, changes_text = 1, True, True  # the defaults of the format
     try:
         for number, value in _fields(data):
             if number == 1:
@@ -50,14 +50,21 @@ def read_sentence_piece(path: Path) -> SentencePieceFile:
             elif number == 2:
                 kind = next((_int(one) for n, one in _fields(_bytes(value)) if n == 3), kind)
             elif number == 3:
-                prefixes = (_int(one) for n, one in _fields(_bytes(value)) if n == 3)
-                add_dummy_prefix = bool(next(prefixes, 1))
+                normalizer = dict(_fields(_bytes(value)))
+                add_dummy_prefix = bool(_int(normalizer.get(3, 1)))
+                changes_text = bool(normalizer.get(2)) or bool(_int(normalizer.get(4, 1)))
     except (IndexError, struct.error, UnicodeDecodeError, ValueError):
         raise ConversionError(f"{path} is damaged, or no SentencePiece model") from None
     if not pieces:
         raise ConversionError(f"{path} is no SentencePiece model: it has no tokens")
     if kind != _BPE:
-        raise ConversionError(f"{path}: a SentencePiece model of kind {kind} is not supported; BPE ({_BPE}) is")
+        raise ConversionError(
+            f"{path}: a SentencePiece model of kind {kind} is not supported; BPE ({_BPE}) is"
+        )
+    if changes_text:
+        raise ConversionError(
+            f"{path}: the tokenizer changes texts before it splits them; this is not supported"
+        )
     return SentencePieceFile(tuple(pieces), add_dummy_prefix)
 
 

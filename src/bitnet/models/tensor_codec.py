@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias, get_args
+from typing import TypeAlias, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,13 +25,12 @@ from numpy.typing import NDArray
 from bitnet import _native
 from bitnet.errors import ValidationError
 from bitnet.models.gguf_writer import TensorType
-
-TernaryLayout: TypeAlias = Literal["x128", "arm64", "row4", "preset"]
-"""What no file says of itself. Of I2_S: "x128", the order of all published files; "arm64", that of
-bitnet.cpp's quantiser on ARM since November 2025; "row4", that of its builds without ACT_PARALLEL. Of TL1:
-"preset", the tiles of its preset kernels where they differ from those that its setup generates."""
+from bitnet.values import TernaryLayout
 
 LAYOUTS: tuple[TernaryLayout, ...] = get_args(TernaryLayout)
+"""What no file says of itself. Of I2_S: "x128", the order of all published files; "arm64", that of
+bitnet.cpp's quantiser on ARM since November 2025; "row4", that of its builds without ACT_PARALLEL. Of TL1:
+"x128", the tiles that bitnet.cpp's setup generates; "preset", those of its preset kernels."""
 
 TlTile: TypeAlias = tuple[int, int, int, int, int]
 """m, k, bm, bk, bmm of bitnet.cpp's kernel_config.ini: the tiles that TL1 and TL2 cut a matrix of m rows and

@@ -73,7 +73,7 @@ def path_for(model: Path, variant: str = "", *, min_bytes: int = MIN_BYTES) -> s
 
 
 def note_path(model: Path, ending: str) -> Path:
-    """Where something that was found out of a model file is remembered. Raises RuntimeError without a home."""
+    """Where something found out of a model file is remembered. Raises RuntimeError if there is no home."""
     return directory() / f"{_digest(model)}.{ending}"
 
 

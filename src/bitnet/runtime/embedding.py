@@ -23,13 +23,18 @@ from bitnet.values import Pooling
 if TYPE_CHECKING:
     from bitnet.runtime.scheduler import Scheduler
 
+# Those of models trained to embed: by the state of the last token, where the file does not say, and so that
+# the first part of a vector is a shorter one.
+EMBEDDING_ARCHITECTURES = frozenset({"qwen3", "gemma3"})
+
 # `<architecture>.pooling_type` of a GGUF file. The others (2, the first token; 4, a ranking) need parts
 # that these models do not have.
 POOLING_TYPES: dict[int, Pooling] = {0: "mean", 1: "mean", 3: "last"}
 
 
 class EmbeddingSequence(Sequence):
-    """Tokens whose hidden states after the final norm become one vector, [hidden_size] f32."""
+    """Tokens whose hidden states after the final norm become one vector, [dimensions] f32: the first of
+    hidden_size."""
 
     def __init__(
         self,

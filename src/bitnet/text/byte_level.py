@@ -78,9 +78,9 @@ def choose_splitter(vocabulary: Vocabulary, repairs: list[str]) -> Splitter:
 def _splitter_of(vocabulary: Vocabulary) -> tuple[str, str]:
     """The splitter that a vocabulary was made with, and why.
 
-    By the size and the special tokens of known families; else by what only one kind of splitter can have left: GPT-2's
-    keeps numbers whole, with the space before them; Llama 3's cuts them into three digits at most; Qwen 2's
-    into single ones.
+    By the size and the special tokens of known families; else by what only one kind of splitter can have
+    left: GPT-2's keeps numbers whole, with the space before them; Llama 3's cuts them into three digits at
+    most; Qwen 2's into single ones.
     """
     n_tokens, ids = len(vocabulary.tokens), vocabulary.ids
     if n_tokens == _LLAMA3_VOCAB_SIZE:

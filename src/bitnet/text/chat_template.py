@@ -69,7 +69,7 @@ class ChatTemplate:
         return template
 
     def end_of_turn(self) -> int | None:
-        """The control token that the template writes behind the text of an assistant's message, if it does."""
+        """The control token that the template writes behind the text of an assistant, if it does."""
         probe = "END-OF-TURN-PROBE"
         messages = [{"role": "user", "content": "x"}, {"role": "assistant", "content": probe}]
         try:

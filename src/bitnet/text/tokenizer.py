@@ -47,9 +47,9 @@ class Tokenizer:
         self.repairs += special.repairs
         if not special.end:
             self.warnings.append(
-                "The model file names no token that ends an answer, and none of its tokens is known for that: "
-                "answers end at max_tokens or a stop string only. If there is one, say so: metadata override "
-                "tokenizer.ggml.eot_token_id."
+                "The model file names no token that ends an answer, and none of its tokens is known for "
+                "that: answers end at max_tokens or a stop string only. If there is one, say so (metadata "
+                "override: tokenizer.ggml.eot_token_id)."
             )
         self.vocab_size = len(vocabulary.tokens)
         self.bos_id: int | None = vocabulary.named_ids.get("bos")

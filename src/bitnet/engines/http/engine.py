@@ -278,6 +278,10 @@ class HttpEngine:
         if len({row.shape for row in rows}) != 1:
             raise ServerError("the server's embeddings are not all of the same length")
         vectors = np.stack(rows)
+        if request.dimensions not in (None, vectors.shape[1]):
+            raise ServerError(
+                f"the server's embeddings have {vectors.shape[1]} dimensions instead of {request.dimensions}"
+            )
         if not np.isfinite(vectors).all():
             raise ServerError("the server's embeddings are not all finite numbers")
         if request.dimensions is not None and server.kind != "bitnet":

@@ -16,22 +16,22 @@ import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeAlias, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bitnet import _native
 from bitnet.errors import ModelFileError, ValidationError
-from bitnet.models import weight_cache
-from bitnet.models.tensor_codec import TernaryLayout
+from bitnet.models import layouts, weight_cache
 from bitnet.text.tokenizer import Tokenizer
-from bitnet.values import Layout, Scales
+from bitnet.values import Layout, Scales, TernaryLayout
 
 logger = logging.getLogger("bitnet")
 
-USUAL_LAYOUT: TernaryLayout = "x128"
-USUAL_SCALES = "multiply"
+_USUAL_SCALES = "multiply"
+# A layout, None where the file leaves no choice, and whether scales multiply or divide.
+_Way: TypeAlias = tuple[TernaryLayout | None, str]
 _TEXT = (
     "The capital of France is Paris. The capital of Japan is Tokyo. The sun rises in the east and sets in "
     "the west. A dog is an animal, and a rose is a flower. The opposite of hot is cold. One day a little "
@@ -52,10 +52,11 @@ _VERSION = 1
 class Verdict:
     """losses: nats a token by way, such as "arm64" or "x128 divide", of those the file can be read in."""
 
-    layout: TernaryLayout
+    layout: TernaryLayout | None
     scales: str
     losses: dict[str, float]
     hopeless: bool
+    is_usual: bool
 
     @property
     def sentence(self) -> str:
@@ -70,8 +71,7 @@ class Verdict:
     @property
     def repair(self) -> str | None:
         """The same, if it was found out and is not the usual way."""
-        usual = (self.layout, self.scales) == (USUAL_LAYOUT, USUAL_SCALES)
-        return None if usual or self.hopeless or not self.losses else self.sentence
+        return None if self.is_usual or self.hopeless else self.sentence
 
     @property
     def warning(self) -> str | None:
@@ -80,7 +80,8 @@ class Verdict:
         return (
             "No way to read the ternary weights predicts a test text better than chance "
             f"({min(self.losses.values()):.2f} nats a token at best): the file is damaged, was converted "
-            f"wrongly, or its model was never trained for English text. They are read as {self.layout}."
+            "wrongly, or its model was never trained for English text. They are read as "
+            f"{_way(self.layout, self.scales)}."
         )
 
 
@@ -89,7 +90,7 @@ def choose(
     file: _native.ModelFile,
     tokenizer: Tokenizer,
     *,
-    layout: Layout,
+    layout: Layout | None,
     scales: Scales | None,
     **loading: Any,
 ) -> Verdict:
@@ -98,14 +99,14 @@ def choose(
     layout, scales: as the user says, "auto" = to be found out; scales None = with layout="auto" to be found
     out, else "multiply". loading: further options of _native.Model that a trial needs.
     """
-    orders = _orders(file) if layout == "auto" else (layout,)
+    orders = (layouts.candidates(file) or (None,)) if layout == "auto" else (layout,)
     directions: tuple[str, ...]
     if scales == "auto" or (scales is None and layout == "auto"):
         directions = ("multiply", "divide")
     else:
-        directions = (scales or USUAL_SCALES,)
+        directions = (scales or _USUAL_SCALES,)
     if len(orders) == len(directions) == 1:
-        return Verdict(orders[0], directions[0], {}, False)
+        return Verdict(orders[0], directions[0], {}, hopeless=False, is_usual=True)
     key = [_VERSION, list(orders), list(directions)]
     kept = _kept(path, key)
     if kept is not None:
@@ -117,20 +118,10 @@ def choose(
     return verdict
 
 
-def _orders(file: _native.ModelFile) -> tuple[TernaryLayout, ...]:
-    types = {tensor.type_name for tensor in file.tensors}
-    orders: list[TernaryLayout] = [USUAL_LAYOUT]
-    if "I2_S" in types:
-        orders += ["arm64", "row4"]
-    if "TL1" in types:
-        orders.append("preset")
-    return tuple(orders)
-
-
 def _tried(
     file: _native.ModelFile,
     tokenizer: Tokenizer,
-    orders: tuple[TernaryLayout, ...],
+    orders: tuple[TernaryLayout | None, ...],
     directions: tuple[str, ...],
     loading: dict[str, Any],
 ) -> Verdict:
@@ -139,7 +130,7 @@ def _tried(
     token_ids = np.array([*bos, *ids], np.int32)
 
     # All of them: with inverted scales, a model may predict less with the right order than with a wrong one.
-    found: dict[tuple[TernaryLayout, str], NDArray[np.float64]] = {}
+    found: dict[_Way, NDArray[np.float64]] = {}
     problem: Exception | None = None
     for way in itertools.product(orders, directions):
         try:
@@ -152,18 +143,19 @@ def _tried(
     usual = orders[0], directions[0]
     means = {_way(*way): float(values.mean()) for way, values in found.items()}
     hopeless = min(means.values()) > _HOPELESS * math.log(tokenizer.vocab_size)
-    return Verdict(*(usual if hopeless else _best(found, usual)), means, hopeless)
+    best = usual if hopeless else _best(found, usual)
+    return Verdict(*best, means, hopeless, is_usual=best == usual)
 
 
 def _losses(
     file: _native.ModelFile,
     token_ids: NDArray[np.int32],
-    order: TernaryLayout,
+    order: TernaryLayout | None,
     direction: str,
     loading: dict[str, Any],
 ) -> NDArray[np.float64]:
     """Of every token but the first, in nats."""
-    model = _native.Model(file, layout=order, divide_by_scales=direction == "divide", **loading)
+    model = _native.Model(file, layout=order or "", divide_by_scales=direction == "divide", **loading)
     n_blocks = -(-_MOST_TOKENS // 32)
     runner = _native.Runner(
         model, n_blocks=n_blocks, max_batch_tokens=_MOST_TOKENS, n_threads=loading.get("n_threads", 0)
@@ -173,9 +165,7 @@ def _losses(
     return -np.array(runner.logprobs(token_ids[1:]))
 
 
-def _best(
-    found: dict[tuple[TernaryLayout, str], NDArray[np.float64]], usual: tuple[TernaryLayout, str]
-) -> tuple[TernaryLayout, str]:
+def _best(found: dict[_Way, NDArray[np.float64]], usual: _Way) -> _Way:
     """The usual way, unless another is better beyond doubt."""
     best = min(found, key=lambda way: float(found[way].mean()))
     if usual not in found or best == usual:
@@ -186,8 +176,8 @@ def _best(
     return best if gain > _LEAST_GAIN and gain > _LEAST_CERTAINTY * error else usual
 
 
-def _way(layout: str, scales: str) -> str:
-    return layout if scales == USUAL_SCALES else f"{layout} {scales}"
+def _way(layout: str | None, scales: str) -> str:
+    return " ".join(part for part in (layout, "" if layout and scales == _USUAL_SCALES else scales) if part)
 
 
 # ---- what is remembered ------------------------------------------------------------------------------
@@ -199,10 +189,14 @@ def _kept(path: Path, key: list[Any]) -> Verdict | None:
         stored = json.loads(weight_cache.note_path(path, "layout.json").read_text("utf-8"))
         if stored["file"] != _identity(path) or stored["ways"] != key:
             return None
-        if stored["layout"] not in get_args(TernaryLayout) or stored["scales"] not in ("multiply", "divide"):
+        if stored["layout"] not in (None, *get_args(TernaryLayout)) or stored["scales"] not in (
+            "multiply",
+            "divide",
+        ):
             return None
         losses = {str(way): float(loss) for way, loss in stored["losses"].items()}
-        verdict = Verdict(stored["layout"], stored["scales"], losses, bool(stored["hopeless"]))
+        flags = {"hopeless": bool(stored["hopeless"]), "is_usual": bool(stored["is_usual"])}
+        verdict = Verdict(stored["layout"], stored["scales"], losses, **flags)
         return verdict if _way(verdict.layout, verdict.scales) in losses else None
     except (OSError, RuntimeError, ValueError, KeyError, TypeError, AttributeError):
         return None
@@ -216,6 +210,7 @@ def _keep(path: Path, key: list[Any], verdict: Verdict) -> None:
         "scales": verdict.scales,
         "losses": verdict.losses,
         "hopeless": verdict.hopeless,
+        "is_usual": verdict.is_usual,
     }
     with contextlib.suppress(OSError, RuntimeError):
         weight_cache.own_folder()

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from bitnet import BitNet, ModelFileError, ValidationError
-from bitnet.engines import layouts
+from bitnet.engines import layout_detection as layouts
 from bitnet.models import weight_cache
-from bitnet.models.tensor_codec import TernaryLayout
+from bitnet.values import TernaryLayout
 from rewritten_model import rewrite
 
 I2S: tuple[TernaryLayout, ...] = ("x128", "arm64", "row4")
