@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from bitnet import BitNet, ModelFileError, ValidationError, _native
-from bitnet.models import overrides
+from bitnet.models import catalog, overrides
 from rewritten_model import rewrite
 
 TEXT = "In 1984, she'll say:  \"it's 12345 o'clock\"\n\n  and   naïve 日本 tokens..."
@@ -103,6 +103,67 @@ def test_pooling_of_the_user(tmp_path: Path, model: BitNet) -> None:
     with BitNet(path, metadata_overrides={"pooling_type": "last"}) as last:
         assert last.info.pooling == "last"
         assert np.array_equal(last.embed("a cat"), model.embed("a cat", pooling="last"))
+
+
+@pytest.fixture
+def card(model: BitNet, monkeypatch: pytest.MonkeyPatch) -> catalog.CatalogModel:
+    """A model card of a model with the sizes of the bundled one."""
+    info = model.info
+    known = catalog.CatalogModel(
+        name="tiny-embedding",
+        title="Tiny Embedding",
+        repository="nobody/tiny-embedding",
+        storage="latent",
+        architecture="bitnet-b1.58",
+        pooling="last",
+        embedding_prefixes={"query": "query: "},
+        dimensions=catalog.Dimensions(
+            n_layers=info.n_layers,
+            hidden_size=info.hidden_size,
+            n_heads=info.n_heads,
+            n_kv_heads=info.n_kv_heads,
+            head_dim=info.head_dim,
+            ffn_size=info.ffn_size,
+            vocab_size=info.vocab_size,
+            tied_head=True,
+            activation="relu2",
+            rope_base=1e5,
+            norm_eps=1e-5,
+        ),
+    )
+    monkeypatch.setattr(catalog, "known_models", lambda: (known,))
+    return known
+
+
+def test_pooling_against_the_model_card(tmp_path: Path, model: BitNet, card: catalog.CatalogModel) -> None:
+    path = rewrite(tmp_path / "mean.gguf", metadata={"bitnet-b1.58.pooling_type": 1})
+    with BitNet(path) as mean:
+        (warning,) = mean.info.warnings
+        assert warning == (
+            "The model file declares the pooling mean, and the model card of Tiny Embedding says last. The file "
+            "is followed; if its vectors find the wrong texts, override it (metadata override: "
+            "pooling_type=last)."
+        )
+        assert np.array_equal(mean.embed("a cat"), model.embed("a cat", pooling="mean"))
+    with BitNet(path, metadata_overrides={"pooling_type": "last"}) as last:
+        assert last.info.warnings == ()
+        assert np.array_equal(last.embed("a cat"), model.embed("a cat", pooling="last"))
+
+
+def test_words_before_queries(tmp_path: Path, model: BitNet, card: catalog.CatalogModel) -> None:
+    path = rewrite(tmp_path / "model.gguf", metadata={"bitnet-b1.58.pooling_type": 3})
+    with BitNet(path) as embedder:
+        assert embedder.info.warnings == ()
+
+        def expected(text: str) -> Any:
+            return model.embed(text, pooling="last")
+
+        assert np.array_equal(embedder.embed("a cat", kind="query"), expected("query: a cat"))
+        assert np.array_equal(embedder.embed("a cat"), expected("a cat"))
+        assert np.array_equal(embedder.embed("a cat", kind="query", prefix=""), expected("a cat"))
+        assert np.array_equal(embedder.embed("a cat", prefix="find: "), expected("find: a cat"))
+        with pytest.raises(ValidationError, match="prefix must be a string"):
+            embedder.embed("a cat", prefix=3)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

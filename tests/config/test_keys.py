@@ -138,6 +138,30 @@ def test_embd_type(make: Callable[..., BitNet]) -> None:
         make(embd_type="q6_k")
 
 
+def test_layout_and_scales(
+    make: Callable[..., BitNet], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from rewritten_model import rewrite
+
+    monkeypatch.setenv("BITNET_CACHE_DIR", str(tmp_path / "cache"))
+    path = str(rewrite(tmp_path / "model.gguf", layout="arm64", scale=lambda scale: 1 / scale))
+    assert make(model_path=path, layout="auto").info.losses.keys() > {"arm64", "x128 divide"}
+    said = make(model_path=path, layout="arm64", scales="divide")
+    question = [{"role": "user", "content": "What is the capital of France?"}]
+    assert said.chat(question, temperature=0).text == "The capital of France is Paris."
+    found = make(model_path=path, layout="arm64", scales="auto")
+    assert (found.info.scales, len(found.info.losses)) == ("divide", 2)
+
+
+def test_metadata_overrides(make: Callable[..., BitNet]) -> None:
+    template = "{% for message in messages %}<{{ message.content }}>{% endfor %}"
+    model = make(metadata_overrides={"tokenizer.chat_template": template, "pooling_type": "last"})
+    assert model.render([{"role": "user", "content": "Hi"}]).endswith("<Hi>")
+    assert model.info.pooling == "last"
+    with pytest.raises(ValidationError, match=r"did you mean 'tokenizer\.ggml\.pre'"):
+        make(metadata_overrides={"tokenizer.ggml.pree": "x"})
+
+
 def test_n_ctx(make: Callable[..., BitNet]) -> None:
     assert make(n_ctx=64).info.n_ctx == 64
     assert make(n_ctx=0).info.n_ctx == 512
@@ -349,6 +373,9 @@ def test_options_of_the_constructor_are_checked(random_path: Path) -> None:
     for options in (
         {"quant_type": "tl2"},
         {"embd_type": "q5_0"},
+        {"layout": "x64"},
+        {"scales": "add"},
+        {"metadata_overrides": {"general.architecture": "llama"}},
         {"kernel_params": {"row_block": 31}},
         {"kernel_params": {"row_blocks": 32}},
         {"use_pretuned": 1},

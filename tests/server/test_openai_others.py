@@ -118,6 +118,7 @@ def test_embeddings(client: openai.OpenAI, model: BitNet) -> None:
         ({"input": []}, "input"),
         ({"input": ["a", ""]}, "input"),
         ({"input": ["word " * 3000]}, "input"),
+        ({"input": "a", "dimensions": 8}, "dimensions"),
         ({"input": "a", "dimensions": 257}, "dimensions"),
         ({"input": "a", "dimensions": 0}, "dimensions"),
         ({"input": "a", "dimensions": True}, "dimensions"),

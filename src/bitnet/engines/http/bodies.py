@@ -274,7 +274,7 @@ def embedding_body(server: Server, request: EmbeddingRequest, texts: Sequence[st
     if server.kind == "bitnet":
         body["kind"] = request.kind
         body["normalize"] = request.normalize
-        for name in ("pooling", "dimensions", "prefix"):
+        for name in ("pooling", "prefix"):
             if getattr(request, name) is not None:
                 body[name] = getattr(request, name)
         return body

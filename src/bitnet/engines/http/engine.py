@@ -284,14 +284,6 @@ class HttpEngine:
             )
         if not np.isfinite(vectors).all():
             raise ServerError("the server's embeddings are not all finite numbers")
-        if request.dimensions is not None and server.kind != "bitnet":
-            if request.dimensions > vectors.shape[1]:
-                raise ValidationError(
-                    f"dimensions={request.dimensions} is more than the {vectors.shape[1]} of this model's "
-                    "vectors",
-                    field="dimensions",
-                )
-            vectors = vectors[:, : request.dimensions]
         if request.normalize and server.kind != "bitnet":
             lengths = np.linalg.norm(vectors.astype(np.float64), axis=1, keepdims=True)
             if not lengths.all():
