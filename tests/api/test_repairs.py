@@ -140,8 +140,8 @@ def test_pooling_against_the_model_card(tmp_path: Path, model: BitNet, card: cat
     with BitNet(path) as mean:
         (warning,) = mean.info.warnings
         assert warning == (
-            "The model file declares the pooling mean, and the model card of Tiny Embedding says last. The file "
-            "is followed; if its vectors find the wrong texts, override it (metadata override: "
+            "The model file declares the pooling mean, and the model card of Tiny Embedding says last. The "
+            "file is followed; if its vectors find the wrong texts, override it (metadata override: "
             "pooling_type=last)."
         )
         assert np.array_equal(mean.embed("a cat"), model.embed("a cat", pooling="mean"))

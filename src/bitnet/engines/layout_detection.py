@@ -107,7 +107,8 @@ def choose(
         directions = (scales or _USUAL_SCALES,)
     if len(orders) == len(directions) == 1:
         return Verdict(orders[0], directions[0], {}, hopeless=False, is_usual=True)
-    key = [_VERSION, list(orders), list(directions)]
+    tiles = [list(tile) for tile in loading.get("tl_tiles", ())]
+    key = [_VERSION, list(orders), list(directions), tiles, loading.get("activation", "")]
     kept = _kept(path, key)
     if kept is not None:
         return kept
