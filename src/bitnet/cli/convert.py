@@ -84,8 +84,8 @@ def convert(
     Example: bitnet convert path/to/hf-folder model.gguf --type tq2_0 --embd-type q8_0
     """
     from bitnet.models.conversion import FileType, write_model
-    from bitnet.models.progress import bar
     from bitnet.models.layouts import read_tl_config
+    from bitnet.models.progress import bar
 
     kind = as_choice("--type", file_type, get_args(FileType))
     embd = None if embd_type is None else as_choice("--embd-type", embd_type, get_args(EmbdType))
