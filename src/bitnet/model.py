@@ -67,7 +67,7 @@ logger = logging.getLogger("bitnet")
 class BitNet:
     """A model. May be used from any number of threads and event loops at the same time.
 
-        model = BitNet()                          # the bundled model; or BitNet("model.gguf"), BitNet("2b-4t")
+        model = BitNet()                          # bundled; or BitNet("model.gguf"), BitNet("2b-4t")
         model.generate("Once upon a time").text
         for delta in model.stream_chat([{"role": "user", "content": "Hi"}]):
             print(delta.text, end="")
@@ -123,8 +123,8 @@ class BitNet:
         """Load a model, or connect to a server that has one (base_url).
 
         model: path of a GGUF file or of a Hugging Face folder, which is converted once; a name that `bitnet
-            list --remote` shows, or org/name[@revision][:file] on the Hugging Face Hub, which is downloaded if
-            it is not here; None = the model bundled with this package.
+            list --remote` shows, or org/name[@revision][:file] on the Hugging Face Hub, which is downloaded
+            if it is not here; None = the model bundled with this package.
         n_ctx: tokens a sequence (prompt and answer) may hold; 0 = the model's own limit; None = 2048, or
             that limit if it is smaller.
         n_threads: compute threads; 0 = physical cores; never more than those.
@@ -176,8 +176,8 @@ class BitNet:
             `bitnet serve`, llama-server or any other that speaks OpenAI's API. `model` is a name there, None
             = the only one. Of the options above, keep_alive, timeout, defaults and lazy apply.
         api_key, retry, verify, proxy: of that server, see bitnet.engines.http.HttpEngine.
-        Raises ModelNotFoundError, DownloadError, ConversionError, ModelFileError and ValidationError; if lazy,
-        the latter two may be raised when it is first used instead.
+        Raises ModelNotFoundError, DownloadError, ConversionError, ModelFileError and ValidationError; if
+        lazy, the latter two may be raised when it is first used instead.
         """
         logs.obey_environment()
         remote = {"api_key": api_key, "retry": retry, "verify": verify, "proxy": proxy}

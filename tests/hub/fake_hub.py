@@ -23,7 +23,8 @@ class FakeHub:
 
     breaks: how many downloads end after so many bytes, as (times, bytes). breaks_again: all later ones end at
     once. damaged: what is sent in place of the content. etags, sizes: what is told as checksum and as size.
-    pause_after: bytes of a large file after which nothing more comes. token: needed to see anything. Large files are redirected to another server, as the hub does.
+    pause_after: bytes after which nothing more comes. token: needed to see anything. Large files are
+    redirected to another server, as the hub does.
     """
 
     repositories: dict[str, dict[str, bytes]] = field(default_factory=dict)

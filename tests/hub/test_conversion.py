@@ -15,15 +15,15 @@ import pytest
 from hf_folders import FAMILIES, ONLINE, make_folder, write_safetensors
 from test_hf_folders import read_tensors
 
-from bitnet import BitNet, ConversionError, ValidationError, _native
+from bitnet import BitNet, ConversionError, _native
 from bitnet.models import bundled
 from bitnet.models.conversion import FileType, write_model
 from bitnet.models.gguf_source import read_gguf
 from bitnet.models.gguf_writer import GgufWriter, TensorType
 from bitnet.models.hf_folder import read_folder
+from bitnet.models.layouts import read_tl_config
 from bitnet.models.model_source import ModelSource
 from bitnet.models.ternary import absmean, pack_i2s
-from bitnet.models.layouts import read_tl_config
 
 
 def matrices(source: ModelSource) -> dict[str, tuple[Any, float]]:

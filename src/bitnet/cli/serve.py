@@ -30,8 +30,9 @@ def serve(
             "-m",
             metavar="[NAME=]MODEL",
             help="A file, folder or name as bitnet run -m takes it, and the name that requests call it by "
-            "(default: the file's, without its ending). May be given several times: the first is loaded now and answers requests that "
-            "name no model, the others when they are first asked for. Default: the bundled model.",
+            "(default: the file's, without its ending). May be given several times: the first is loaded now "
+            "and answers requests that name no model, the others when they are first asked for. Default: the "
+            "bundled model.",
         ),
     ] = None,
     host: Annotated[

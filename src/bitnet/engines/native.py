@@ -153,9 +153,9 @@ class NativeEngine:
         self._model: _native.Model | None = model
         runner = self._start(model)
         known = catalog.identify(model)
-        self._prefixes: Mapping[str, str] = catalog.embedding_prefixes(facts)
+        self._prefixes = catalog.embedding_prefixes(facts)
         if known is not None and not self._prefixes:
-            self._prefixes = dict(known.embedding_prefixes.items())
+            self._prefixes = known.embedding_prefixes
         pooling = _pooling(facts, model.architecture)
         repairs = [*model.repairs, *repairs]
         warnings = [*self._tokenizer.warnings, *model.warnings]

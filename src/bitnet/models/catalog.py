@@ -10,13 +10,14 @@ import functools
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 NAME = r"[a-z0-9]+(?:[.-][a-z0-9]+)*"
 REPOSITORY = r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}"
 
+PrefixKind = Literal["query", "document"]
 Count = Annotated[int, Field(gt=0)]
 
 
@@ -63,7 +64,7 @@ class CatalogModel(_Record):
     architecture: Literal["bitnet-b1.58", "bitnet", "llama", "qwen3", "gemma3"]
     chat_format: Literal["bitnet-2b-4t", "llama3", "falcon3"] | None = None
     pooling: Literal["mean", "last"] | None = None
-    embedding_prefixes: dict[Literal["query", "document"], str] = {}
+    embedding_prefixes: dict[PrefixKind, str] = {}
     dimensions: Dimensions | None = None
     notes: tuple[str, ...] = ()
 
@@ -134,14 +135,17 @@ def identify(model: Sizes) -> CatalogModel | None:
     return None
 
 
-def embedding_prefixes(metadata: Mapping[str, Any]) -> dict[str, str]:
+def embedding_prefixes(metadata: Mapping[str, Any]) -> dict[PrefixKind, str]:
     """Words that belong before a text, by its kind ("query", "document"), in a model with this metadata.
 
     They are in the file (bitnet.embedding_prefix.query), or the file is of a model in the catalog, going by
     its name (general.name) and architecture.
     """
-    own = {kind: metadata.get(f"bitnet.embedding_prefix.{kind}") for kind in ("query", "document")}
-    found = {kind: text for kind, text in own.items() if isinstance(text, str)}
+    found: dict[PrefixKind, str] = {}
+    for kind in get_args(PrefixKind):
+        text = metadata.get(f"bitnet.embedding_prefix.{kind}")
+        if isinstance(text, str):
+            found[kind] = text
     if found:
         return found
     name = str(metadata.get("general.name", "")).lower()

@@ -20,11 +20,11 @@ from bitnet.models.model_source import DenseTensor, ModelSource, TernaryTensor
 from bitnet.models.tensor_codec import (
     DENSE_TYPES,
     TERNARY_TYPES,
-    TernaryLayout,
     TlTile,
     decode_dense,
     decode_ternary,
 )
+from bitnet.values import TernaryLayout
 
 _LINEAR: Final = (
     "attn_q.weight",
