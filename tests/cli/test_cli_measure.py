@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -12,7 +13,8 @@ import pytest
 from command import bitnet, start
 
 from bitnet import BitNet
-from bitnet.evaluation import compare, perplexity
+from bitnet.cli.measuring import progress_bar
+from bitnet.evaluation import Progress, compare, perplexity
 
 TEXT = "The capital of France is Paris. The opposite of hot is cold. " * 20
 
@@ -94,8 +96,24 @@ def test_interrupted(slow_path: Path, tmp_path: Path) -> None:
         "perplexity", slow_path, "--file", tmp_path / "long.txt", "--window", "64",
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
-    time.sleep(4)
+    time.sleep(3)
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=30)
+    out, _ = process.communicate(timeout=60)
     assert (process.returncode, out) == (130, b"")
-    assert b"windows; perplexity so far" in err
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_what_there_was_when_it_was_interrupted(
+    terminal: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
+
+    def interrupted() -> None:
+        with progress_bar("perplexity") as on_progress:
+            assert on_progress is not None
+            on_progress(Progress(3, 8, 12.5))
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert "bitnet: stopped after 3 of 8 windows; perplexity so far 12.5000\n" in capsys.readouterr().err

@@ -14,6 +14,7 @@ import json
 import logging
 import math
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias, get_args
@@ -88,7 +89,7 @@ class Verdict:
 def choose(
     path: Path,
     file: _native.ModelFile,
-    tokenizer: Tokenizer,
+    tokenizer: Callable[[], Tokenizer],
     *,
     layout: Layout | None,
     scales: Scales | None,
@@ -96,6 +97,7 @@ def choose(
 ) -> Verdict:
     """How to read the ternary weights of a file.
 
+    tokenizer: the file's, made if there is something to be found out.
     layout, scales: as the user says, "auto" = to be found out; scales None = with layout="auto" to be found
     out, else "multiply". loading: further options of _native.Model that a trial needs.
     """
@@ -112,7 +114,7 @@ def choose(
     kept = _kept(path, key)
     if kept is not None:
         return kept
-    verdict = _tried(file, tokenizer, orders, directions, loading)
+    verdict = _tried(file, tokenizer(), orders, directions, loading)
     _keep(path, key, verdict)
     if verdict.repair is None and verdict.warning is None:  # which are told with the others
         logger.warning("%s: %s", path.name, verdict.sentence)

@@ -94,23 +94,10 @@ class NativeEngine:
         file = _native.ModelFile(str(path))
         layouts.check(file, None if layout == "auto" else layout, tl_tiles)
         facts = overrides.apply(file.metadata, metadata_overrides)
-        try:
-            self._tokenizer = Tokenizer.from_metadata(facts)
-            self._chat_template = ChatTemplate.from_metadata(facts, self._tokenizer)
-        except ModelFileError as error:
-            raise ModelFileError(f"{path}: {error}") from None
-        repairs = [*self._tokenizer.repairs, *self._chat_template.repairs]
-        end = self._chat_template.end_of_turn()
-        if end is not None and end not in self._tokenizer.end_ids and end != self._tokenizer.bos_id:
-            self._tokenizer = self._tokenizer.ending_with(end)
-            repairs.append(
-                f"The chat template ends each answer with {self._tokenizer.token_text(end)} ({end}), which "
-                "the model file does not name as the end of a turn; it ends answers here, too."
-            )
         reading = layout_detection.choose(
             path,
             file,
-            self._tokenizer,
+            lambda: _text_parts(path, facts)[0],
             layout=layout,
             scales=scales,
             n_threads=n_threads,
@@ -130,6 +117,7 @@ class NativeEngine:
             activation=activation or "",
             divide_by_scales=reading.scales == "divide",
         )
+        self._tokenizer, self._chat_template, repairs = _text_parts(path, facts)
         if self._tokenizer.vocab_size != model.vocab_size:
             raise ModelFileError(
                 f"{path}: the tokenizer has {self._tokenizer.vocab_size} tokens, but the embedding has "
@@ -430,6 +418,24 @@ class NativeEngine:
         if scheduler is not None:
             self._close()
             scheduler.close()  # waits, should another thread be closing
+
+
+def _text_parts(path: Path, metadata: Mapping[str, Any]) -> tuple[Tokenizer, ChatTemplate, list[str]]:
+    """Tokenizer and chat template, and what was repaired. Raises ModelFileError naming the file."""
+    try:
+        tokenizer = Tokenizer.from_metadata(metadata)
+        template = ChatTemplate.from_metadata(metadata, tokenizer)
+    except ModelFileError as error:
+        raise ModelFileError(f"{path}: {error}") from None
+    repairs = [*tokenizer.repairs, *template.repairs]
+    end = template.end_of_turn()
+    if end is not None and end not in tokenizer.end_ids and end != tokenizer.bos_id:
+        tokenizer = tokenizer.ending_with(end)
+        repairs.append(
+            f"The chat template ends each answer with {tokenizer.token_text(end)} ({end}), which the model "
+            "file does not name as the end of a turn; it ends answers here, too."
+        )
+    return tokenizer, template, repairs
 
 
 def _variant(embd_type: str | None, layout: str | None, tl_tiles: tuple[TlTile, ...]) -> str:
