@@ -225,6 +225,9 @@ def test_embeddings() -> None:
         "pooling": "last",
         "normalize": False,
     }
+    shorter = EmbeddingRequest(texts=("a",), dimensions=64)
+    for server in (OURS, LLAMA, OPENAI):
+        assert embedding_body(server, shorter, ("a",))["dimensions"] == 64
     short = EmbeddingRequest(texts=("a", "b"), prefix="query: ", dimensions=8)
     ours = embedding_body(OURS, short, short.texts)
     assert (ours["input"], ours["prefix"], ours["dimensions"]) == (["a", "b"], "query: ", 8)
