@@ -222,6 +222,75 @@ TEST(i2s_code_3) {
     CHECK(decode_i2s(padded.data(), 0, 300, out.data()));
 }
 
+TEST(ternary_tensors_of_random_bytes_are_read_within_bounds) {
+    // Whatever the bytes are: codes or a refusal, and nothing behind the tensor is read (sanitizers see that).
+    struct Case {
+        TensorType type;
+        int32_t rows, cols;
+        TlTile tile;
+    };
+    const Case cases[] = {
+        {TensorType::I2_S, 4, 96, {}},
+        {TensorType::I2_S, 3, 100, {}},
+        {TensorType::TL1, 128, 128, {128, 128, 128, 64, 32}},
+        {TensorType::TL1, 64, 96, {64, 96, 64, 32, 64}},
+        {TensorType::TL1, 16, 64, {16, 64, 16, 16, 16}},
+        {TensorType::TL2, 64, 256, {64, 256, 32, 96, 32}},
+        {TensorType::TL2, 32, 480, {32, 480, 32, 48, 32}},
+        {TensorType::TQ1_0, 3, 512, {}},
+        {TensorType::TQ2_0, 3, 512, {}},
+        {TensorType::Q2_0, 3, 192, {}},
+    };
+    std::mt19937 random(11);
+    for (const Case& c : cases)
+        for (const I2sOrder order : {I2sOrder::X128, I2sOrder::Arm64, I2sOrder::Row4}) {
+            if (c.type == TensorType::I2_S && order != I2sOrder::X128 && c.cols == 100) continue;
+            LayoutChoice choice;
+            choice.i2s = order;
+            if (c.tile.rows) choice.tl_tiles = {c.tile};
+            for (int round = 0; round < 20; round++) {
+                const size_t n = static_cast<size_t>(*tensor_bytes(c.type, static_cast<uint64_t>(c.cols), static_cast<uint64_t>(c.rows)));
+                std::vector<uint8_t> bytes(n);
+                for (uint8_t& byte : bytes) byte = static_cast<uint8_t>(random());
+                const TernaryTensor tensor(c.type, bytes.data(), c.rows, c.cols, choice);
+                std::vector<int8_t> out(static_cast<size_t>(c.cols));
+                for (int32_t row = 0; row < c.rows; row++)
+                    if (tensor.decode_row(row, out.data()))
+                        for (const int8_t code : out) CHECK(code >= -1 && code <= 1);
+                std::vector<float> scales(tensor.n_scales());
+                tensor.scales(scales.data());
+                (void)tensor.scale();
+            }
+        }
+}
+
+TEST(ternary_tensors_round_trip) {
+    for (const TensorType type : {TensorType::I2_S, TensorType::TL1, TensorType::TQ1_0, TensorType::TQ2_0, TensorType::Q2_0}) {
+        const int32_t rows = 64, cols = 512;
+        LayoutChoice choice;
+        choice.tl_tiles = {{rows, cols, 64, 128, 32}};
+        const std::vector<int8_t> codes = random_codes(static_cast<size_t>(rows) * static_cast<size_t>(cols), 3);
+        const std::vector<uint8_t> bytes = encode_ternary(type, codes.data(), rows, cols, 0.375f, choice);
+        const TernaryTensor tensor(type, bytes.data(), rows, cols, choice);
+        std::vector<int8_t> out(codes.size());
+        for (int32_t row = 0; row < rows; row++) CHECK(tensor.decode_row(row, out.data() + row * cols));
+        CHECK(out == codes && tensor.scale() == 0.375f);
+    }
+}
+
+TEST(ternary_tensors_that_cannot_be_are_refused) {
+    const std::vector<uint8_t> bytes(1 << 20);
+    CHECK_THROWS(TernaryTensor(TensorType::F16, bytes.data(), 1, 256), LayoutError, "F16 is not a ternary type");
+    CHECK_THROWS(TernaryTensor(TensorType::TQ1_0, bytes.data(), 1, 128), LayoutError, "multiple of 256 elements, not 128");
+    CHECK_THROWS(TernaryTensor(TensorType::TL1, bytes.data(), 256, 512), LayoutError, "256 x 512");
+    CHECK_THROWS(TernaryTensor(TensorType::TL2, bytes.data(), 256, 512), LayoutError, "kernel_config.ini");
+    CHECK_THROWS(layout_named("x64"), LayoutError, "x128, arm64, row4 or preset");
+    CHECK_THROWS(TernaryTensor(TensorType::I2_S, bytes.data(), 2, 128, layout_named("row4")), LayoutError, "4 rows");
+    CHECK(find_tile(TensorType::TL1, 4096, 4096, layout_named("")).simd_rows == 64);
+    CHECK(find_tile(TensorType::TL1, 4096, 4096, layout_named("preset")).simd_rows == 32);
+    CHECK(find_tile(TensorType::TL1, 3200, 3200, layout_named("preset")).row_block == 320);
+}
+
 TEST(n9_bytes_of_one_block) {
     // Row 0: columns 4f+b for f = 0..3, b = 0: +1, -1, 0, +1 -> byte 0 = (3*2 + 0) | (3*1 + 2) << 4 = 0x56
     std::vector<int8_t> codes(16, 0);

@@ -147,7 +147,6 @@ LAYOUTS: dict[str, tuple[int, str, Callable[..., bytes]]] = {
     "i2_s-row4": (36, "row4", i2_s_row4),
     "tl1": (38, "x128", tl1),
     "tl2": (39, "x128", tl2),
-    "tl2-42": (42, "x128", tl2),
     "tq1_0": (34, "x128", tq1_0),
     "tq2_0": (35, "x128", tq2_0),
     "q2_0": (42, "x128", q2_0),

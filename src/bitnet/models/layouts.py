@@ -15,7 +15,12 @@ from bitnet.errors import ModelNotFoundError, ValidationError
 from bitnet.models.tensor_codec import TERNARY_TYPES, TlTile
 from bitnet.values import TernaryLayout
 
-_I2S: tuple[TernaryLayout, ...] = ("x128", "arm64", "row4")
+_TYPES_OF: dict[TernaryLayout, tuple[str, ...]] = {
+    "x128": ("I2_S", "TL1"),
+    "arm64": ("I2_S",),
+    "row4": ("I2_S",),
+    "preset": ("TL1",),
+}
 _TERNARY_NAMES = frozenset(kind.name for kind in TERNARY_TYPES)
 _TILE_KEYS = ("m", "k", "bm", "bk", "bmm")  # of a section of kernel_config.ini
 
@@ -36,28 +41,28 @@ def candidates(file: _native.ModelFile) -> tuple[TernaryLayout, ...]:
         shapes = [tensor.shape for tensor in file.tensors if tensor.type_name == "I2_S"]
         if any(prod(shape) % 128 for shape in shapes):
             return ("x128",)
-        return _I2S if all(prod(shape[1:]) % 4 == 0 for shape in shapes) else ("x128", "arm64")
+        return (
+            ("x128", "arm64", "row4")
+            if all(prod(shape[1:]) % 4 == 0 for shape in shapes)
+            else ("x128", "arm64")
+        )
     return ("x128", "preset") if "TL1" in types else ()
 
 
 def check(file: _native.ModelFile, layout: TernaryLayout | None, tl_tiles: tuple[TlTile, ...]) -> None:
-    """Raises ValidationError for choices that nothing in the file depends on: they would be ignored."""
+    """Raises ValidationError for choices that nothing in the file depends on: they would be ignored.
+
+    A file without ternary tensors is the model's to refuse.
+    """
     types = ternary_types(file)
-    found = " and ".join(types) or "no ternary type"
-    needed = ("TL1",) if layout == "preset" else ("I2_S", "TL1")
-    if layout is not None and not set(needed) & set(types):
-        raise ValidationError(
-            f"layout={layout!r} is for {' or '.join(needed)}, and {file.path} has {found}; leave it out",
-            field="layout",
-        )
-    if layout in ("arm64", "row4") and "I2_S" not in types:
-        raise ValidationError(
-            f"layout={layout!r} is for I2_S, and {file.path} has {found}; leave it out", field="layout"
-        )
+    if not types:
+        return
+    found = f"{file.path} has {' and '.join(types)}; leave it out"
+    if layout is not None and not set(_TYPES_OF[layout]) & set(types):
+        wanted = " or ".join(_TYPES_OF[layout])
+        raise ValidationError(f"layout={layout!r} is for {wanted}, and {found}", field="layout")
     if tl_tiles and not {"TL1", "TL2"} & set(types):
-        raise ValidationError(
-            f"tl_config is for TL1 and TL2, and {file.path} has {found}; leave it out", field="tl_config"
-        )
+        raise ValidationError(f"tl_config is for TL1 and TL2, and {found}", field="tl_config")
 
 
 def read_tl_config(path: str | os.PathLike[str]) -> tuple[TlTile, ...]:

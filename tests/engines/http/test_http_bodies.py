@@ -225,6 +225,9 @@ def test_embeddings() -> None:
         "pooling": "last",
         "normalize": False,
     }
+    shorter = EmbeddingRequest(texts=("a",), dimensions=64)
+    for server in (OURS, LLAMA, OPENAI):
+        assert embedding_body(server, shorter, ("a",))["dimensions"] == 64
     for server in (LLAMA, OPENAI):
         with pytest.raises(CapabilityError) as caught:
             embedding_body(server, asked, asked.texts)
