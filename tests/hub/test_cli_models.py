@@ -143,7 +143,7 @@ def test_convert(bitnet: Bitnet, tmp_path: Path) -> None:
         (("out.gguf", "x.gguf", "--embd-type", "x"), 1, "--embd-type must be one of f32, f16"),
         (("out.gguf", "m"), 1, "m is a directory; name a file"),
         (("out.gguf", "x.gguf", "--weight-scale", "mul"), 1, "is for Hugging Face folders"),
-        (("out.gguf", "x.gguf", "--tl-config", "none.ini"), 1, "cannot read none.ini"),
+        (("out.gguf", "x.gguf", "--tl-config", "none.ini"), 1, "cannot read tl_config 'none.ini'"),
         (("out.gguf",), 2, "OUT.gguf"),
     ):  # fmt: skip
         refused = bitnet("convert", *arguments)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hf_folders import DIVIDE, FAMILIES, MULTIPLY, Made, make_folder, write_safetensors
+from hf_folders import DIVIDE, FAMILIES, MULTIPLY, ONLINE, Made, make_folder, write_safetensors
 
 from bitnet import BitNet, ConversionError, ModelNotFoundError
 from bitnet.models.hf_config import read_config
@@ -191,6 +191,10 @@ def test_tensors_that_do_not_belong(made: Made, what: str, tmp_path: Path) -> No
             "quantization_mode 'x' is not known",
         ),
         ({"quantization_config": {**MULTIPLY, "use_rms_norm": True}}, "use_rms_norm"),
+        (
+            {"quantization_config": {**MULTIPLY, "modules_to_not_convert": ["model.layers.0.mlp.down_proj"]}},
+            "linear layers that are not ternary",
+        ),
         ({"attention_bias": True}, "models with attention_bias"),
         ({"use_sliding_window": True}, "sliding window"),
         ({"rope_scaling": {"rope_type": "llama3", "factor": 8}}, "rope scaling 'llama3' is not supported"),
@@ -233,7 +237,7 @@ def test_what_configurations_may_leave_out_or_spell_otherwise(made: Made) -> Non
         return read_config(path)
 
     plain = read()
-    assert (plain.architecture, plain.weight_scale, plain.latent) == ("bitnet-b1.58", "mul", True)
+    assert (plain.architecture, plain.weight_scale, plain.latent) == ("bitnet-b1.58", "mul", False)
     assert read(architectures=["BitnetForCausalLM"]) == plain
     assert read(hidden_act=None) == plain  # transformers' own default
     assert read(hidden_act="silu").architecture == "bitnet"
@@ -244,6 +248,9 @@ def test_what_configurations_may_leave_out_or_spell_otherwise(made: Made) -> Non
         == "div"
     )
     assert read(quantization_config=None).weight_scale is None
+    assert read(quantization_config=None).latent
+    assert read(quantization_config=ONLINE).latent
+    assert read(weight_bits=1, quantization_config=None).latent
     assert read(num_key_value_heads=None).n_kv_heads == base["num_attention_heads"]
 
 

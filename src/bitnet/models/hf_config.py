@@ -6,6 +6,7 @@ What the configuration does not say is refused, not guessed, where a guess would
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,10 +108,11 @@ def read_config(path: Path, *, latent: bool = False) -> HfConfig:
     if (expected is not None and activation != expected) or activation == "gelu_tanh" != expected:
         raise ConversionError(f"{path}: models of this class with hidden_act {activation!r} are not known")
     _refuse_options(config, family, path)
+    # Where a quantization_config says that weights are stored ternary, others are not meant to be rounded.
     declared = (
-        family in ("bitnet", "qwen3", "gemma3")
-        or quantization.get("quantization_mode") == "online"
-        or config.get("weight_bits") == 1
+        quantization.get("quantization_mode") == "online"
+        if quantization
+        else family in ("bitnet", "qwen3", "gemma3") or config.get("weight_bits") == 1
     )
     if not declared and not quantization and not latent:
         raise ConversionError(
@@ -185,7 +187,15 @@ def _quantization(config: Mapping[str, Any], path: Path) -> Mapping[str, Any]:
         raise ConversionError(
             f"{path}: linear layers with a norm of their own (use_rms_norm) are not supported"
         )
+    kept = found.get("modules_to_not_convert")
+    if kept is not None and not (isinstance(kept, list) and all(map(_is_dense, kept))):
+        raise ConversionError(f"{path}: linear layers that are not ternary are not supported: {kept!r}"[:300])
     return found
+
+
+def _is_dense(module: Any) -> bool:
+    """Whether a module is none of the linear layers."""
+    return isinstance(module, str) and not re.search(r"proj|layers|mlp|attn", module)
 
 
 def _weight_scale(quantization: Mapping[str, Any]) -> WeightScale | None:

@@ -73,7 +73,8 @@ def read_folder(
     reader = _Reader(folder, config, stored, weight_scale or config.weight_scale)
     ternary, dense = reader.tensors()
     metadata = _model_metadata(config, name)
-    tokenizer, notes = read_tokenizer(folder, config)
+    tokenizer = read_tokenizer(folder, config)
+    notes: list[str] = []
     if config.is_embedding_model:
         pooling, note = _pooling(folder)
         metadata[f"{config.architecture}.pooling_type"] = (pooling, "u32")

@@ -57,10 +57,9 @@ class _Vocabulary:
     added: dict[str, int] = field(default_factory=dict)
 
 
-def read_tokenizer(folder: Path, config: HfConfig) -> tuple[dict[str, tuple[Any, Any]], list[str]]:
-    """The tokenizer's metadata, key -> (value, kind) as GgufWriter.add_metadata has them, and sentences on
-    what was decided. Raises ConversionError.
-    """
+def read_tokenizer(folder: Path, config: HfConfig) -> dict[str, tuple[Any, Any]]:
+    """The tokenizer's metadata, key -> (value, kind) as GgufWriter.add_metadata has them. Raises
+    ConversionError."""
     settings_path = folder / "tokenizer_config.json"
     settings = read_object(settings_path) if settings_path.exists() else {}
     source = _load(folder / "tokenizer.json") if (folder / "tokenizer.json").exists() else None
@@ -89,7 +88,7 @@ def read_tokenizer(folder: Path, config: HfConfig) -> tuple[dict[str, tuple[Any,
         metadata["tokenizer.chat_template"] = (template, "string")
     if source is not None:
         _compare(folder, metadata, source, vocabulary)
-    return metadata, []
+    return metadata
 
 
 def _load(path: Path) -> tokenizers.Tokenizer:

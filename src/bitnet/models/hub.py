@@ -84,8 +84,8 @@ def local_path(reference: HubReference) -> Path | None:
         wanted = choose_files(str(reference), names)
     except ModelNotFoundError:
         return None
-    if len(wanted) == 1 and wanted[0].endswith(".gguf"):
-        return snapshot / wanted[0]
+    if wanted[0].endswith(".gguf"):
+        return snapshot / wanted[0] if _is_inside_cache(snapshot / wanted[0]) else None
     return snapshot if _is_complete(snapshot) else None
 
 
@@ -276,7 +276,9 @@ def _complete_blob(reference: HubReference, name: str, metadata: HfFileMetadata)
         return
     blob.parent.mkdir(parents=True, exist_ok=True)
     partial = _partial(blob)
-    with FileLock(f"{partial}.lock"):
+    locks = _cache() / ".locks" / blob.parents[1].name
+    locks.mkdir(parents=True, exist_ok=True)
+    with FileLock(locks / f"{partial.name}.lock"):
         if blob.exists():  # another process was faster
             return
         with partial.open("ab") as file:
