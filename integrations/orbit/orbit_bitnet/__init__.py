@@ -6,6 +6,7 @@ Orbit only, and `python -m orbit_bitnet serve` puts them there.
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -17,17 +18,18 @@ if TYPE_CHECKING:
 __all__ = ["BitNetEmbeddingService", "BitNetService", "BitNetServiceError", "register"]
 
 
+_MODULES = {
+    "BitNetEmbeddingService": "embedding",
+    "BitNetService": "inference",
+    "BitNetServiceError": "errors",
+    "register": "registration",
+}
+
+
 def __getattr__(name: str) -> Any:
-    if name == "BitNetService":
-        from orbit_bitnet.inference import BitNetService as value
-    elif name == "BitNetEmbeddingService":
-        from orbit_bitnet.embedding import BitNetEmbeddingService as value
-    elif name == "BitNetServiceError":
-        from orbit_bitnet.errors import BitNetServiceError as value
-    elif name == "register":
-        from orbit_bitnet.registration import register as value
-    else:
+    if name not in _MODULES:
         raise AttributeError(f"module 'orbit_bitnet' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"orbit_bitnet.{_MODULES[name]}"), name)
     globals()[name] = value
     return value
 

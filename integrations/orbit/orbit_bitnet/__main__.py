@@ -34,22 +34,14 @@ def serve(parser: argparse.ArgumentParser, orbit: Path, arguments: list[str]) ->
             f"there is no Orbit in {orbit.resolve()} (no server/main.py); give the folder of its checkout: "
             "git clone https://github.com/schmitech/orbit"
         )
-    sys.path.insert(0, str(server))
+    sys.path[:0] = [str(Path(__file__).parent / "stand_in"), str(server)]
     sys.argv = [str(server / "main.py"), *arguments]
     try:
-        _replace_bundled()
+        stand_in = importlib.import_module("main")
     except ImportError as error:
         sys.exit(f"error: {error}")
-    importlib.import_module("main").main()
-
-
-def _replace_bundled() -> None:
-    from orbit_bitnet.registration import replace_bundled
-
-    replace_bundled()
+    stand_in.main()
 
 
 if __name__ == "__main__":
     main()
-elif __name__ == "__mp_main__":  # one of the worker processes of `performance.workers`
-    _replace_bundled()

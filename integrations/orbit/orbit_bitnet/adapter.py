@@ -12,7 +12,6 @@ from __future__ import annotations
 from typing import Any
 
 from implementations.passthrough.conversational import ConversationalImplementation as OrbitsImplementation
-
 from orbit_bitnet.inference import BitNetService
 from orbit_bitnet.registration import PROVIDER, register
 

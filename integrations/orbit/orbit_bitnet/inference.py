@@ -114,7 +114,7 @@ class BitNetService(UsageReportingMixin, InferenceService):
                 model = await self._opened.ready()
                 if tools and not model.info.has_chat_template:
                     raise CapabilityError("the model has no chat template, and needs one for tools")
-                options = {**self._options(kwargs), "tools": tools} if tools else self._options(kwargs)
+                options = {**_options(kwargs), "tools": tools} if tools else _options(kwargs)
                 reply = await model.astream_chat(_conversation("", messages), **options).aresult()
                 calls = [
                     {"id": call.id, "name": call.name, "arguments": call.parsed} for call in reply.tool_calls
@@ -135,17 +135,12 @@ class BitNetService(UsageReportingMixin, InferenceService):
         model: BitNet = await self._opened.ready()
         self.initialized = True
         messages = _conversation(prompt, kwargs.get("messages"))
-        options = self._options(kwargs)
+        options = _options(kwargs)
         if model.info.has_chat_template:
             return model.astream_chat(messages, **options)
         # A model that only continues texts.
         text = prompt or "\n".join(str(message["content"]) for message in messages)
         return model.astream(text, **options)
-
-    def _options(self, kwargs: Mapping[str, Any]) -> GenerateOptions:
-        """What a call says of `bitnet`'s options; BitNet has those of the configuration as defaults."""
-        given = {key: value for key, value in kwargs.items() if key in _OPTIONS and value is not None}
-        return GenerateOptions(**given)  # type: ignore[typeddict-item]
 
     def _finish(self, reply: Reply, usage_sink: dict[str, Any] | None) -> None:
         usage = reply.usage
@@ -175,3 +170,8 @@ def _conversation(prompt: str, messages: Messages | None) -> list[dict[str, Any]
     # Orbit sends a system message even where there is nothing to say in it.
     turns = [turn for turn in turns if turn.get("role") != "system" or str(turn["content"]).strip()]
     return turns or [{"role": "user", "content": prompt}]
+
+
+def _options(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """What a call says of `bitnet`'s options; the model has those of the configuration as defaults."""
+    return {key: value for key, value in kwargs.items() if key in _OPTIONS and value is not None}
