@@ -15,6 +15,11 @@ HOST = REAL or HARNESS
 sys.path.insert(0, str(HOST / "server"))
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    if REAL is not None:  # warnings of Orbit and what it imports are not ours
+        config.addinivalue_line("filterwarnings", "default")
+
+
 def pytest_report_header() -> str:
     return f"host: {HOST}"
 
