@@ -29,9 +29,9 @@ async def test_queries_and_documents_are_told_apart() -> None:
 
 
 async def test_shortened_vectors() -> None:
-    engine = FakeEngine(embedding_dim=8)
-    embeddings = BitNetEmbeddings(client=BitNet.from_engine(engine), dimensions=4)
-    whole = BitNetEmbeddings(client=BitNet.from_engine(engine), normalize=False).embed_query("fox")
+    client = BitNet.from_engine(FakeEngine(embedding_dim=8))
+    embeddings = BitNetEmbeddings(client=client, dimensions=4)
+    whole = BitNetEmbeddings(client=client, normalize=False).embed_query("fox")
     short = embeddings.embed_query("fox")
     assert short == await embeddings.aembed_query("fox") == embeddings.embed_documents(["fox"])[0]
     length = math.dist(whole[:4], [0.0] * 4)
