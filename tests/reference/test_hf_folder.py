@@ -9,12 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 
 from bitnet import BitNet
 from bitnet.models.hf_folder import read_folder
-from bitnet.text.byte_level import SPLITTERS
-from reference.model_factory import ModelSpec, byte_alphabet, random_model
+from hub.hf_folders import pack, write_random_tokenizer
+from reference.model_factory import ModelSpec, random_model
 from reference.numpy_model import relative_error
 
 pytestmark = pytest.mark.reference
@@ -52,7 +51,7 @@ def test_what_transformers_saved_computes_the_same(
     theirs.save_pretrained(folder)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "quantization_config": QUANTIZATION[storage]}))
-    write_tokenizer(folder, SPECS[kind].vocab_size)
+    write_random_tokenizer(folder, SPECS[kind].vocab_size)
     for tensor in read_folder(folder).ternary:
         codes, scale = tensor.read()
         linear = weights.linears[tensor.name.removesuffix(".weight")]
@@ -68,32 +67,10 @@ def test_what_transformers_saved_computes_the_same(
     assert logits.argmax(-1).tolist() == expected.argmax(-1).tolist()
 
 
-def write_tokenizer(folder: Path, vocab_size: int) -> None:
-    """The vocabulary of the random models, as tokenizer.json."""
-    merges = [("t", "h"), ("i", "n"), ("th", "e"), ("e", "r")]
-    tokens = byte_alphabet() + ["".join(pair) for pair in merges]
-    vocab = {token: i for i, token in enumerate(tokens)}
-    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=merges, ignore_merges=True))
-    pattern = SPLITTERS["llama-bpe"].pattern
-    assert pattern is not None
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(pattern), "isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
-    special = [f"<|special_{i}|>" for i in range(vocab_size - len(tokens))]
-    tokenizer.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in special])
-    tokenizer.save(str(folder / "tokenizer.json"))
-
-
 @pytest.mark.filterwarnings("ignore")
 def test_packing_is_that_of_transformers(hf: ModuleType) -> None:
     import torch
     from transformers.integrations.bitnet import pack_weights
-
-    from hub.hf_folders import pack  # type: ignore[import-not-found]
 
     codes = np.random.default_rng(0).integers(-1, 2, (24, 16)).astype(np.int8)
     theirs = pack_weights(torch.from_numpy(codes.astype(np.float32))).numpy()
