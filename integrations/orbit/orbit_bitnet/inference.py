@@ -51,12 +51,15 @@ class BitNetService(UsageReportingMixin, InferenceService):
         tries again."""
         try:
             with told_to_orbit("loading the model"):
-                await self._opened.ready()
+                await self._ready()
         except BitNetServiceError:
             self.initialized = False
-        else:
-            self.initialized = True
         return self.initialized
+
+    async def _ready(self) -> BitNet:
+        model = await self._opened.ready()
+        self.initialized = True
+        return model
 
     async def verify_connection(self) -> bool:
         """Whether requests can be answered: the model is loaded, or the server answers."""
@@ -111,7 +114,7 @@ class BitNetService(UsageReportingMixin, InferenceService):
         usage_sink = self._take_usage_sink(kwargs)
         try:
             with told_to_orbit("generation with tools"):
-                model = await self._opened.ready()
+                model = await self._ready()
                 if tools and not model.info.has_chat_template:
                     raise CapabilityError("the model has no chat template, and needs one for tools")
                 options = {**_options(kwargs), "tools": tools} if tools else _options(kwargs)
@@ -132,8 +135,7 @@ class BitNetService(UsageReportingMixin, InferenceService):
         )
 
     async def _start(self, prompt: str, kwargs: Mapping[str, Any]) -> Generation:
-        model: BitNet = await self._opened.ready()
-        self.initialized = True
+        model = await self._ready()
         messages = _conversation(prompt, kwargs.get("messages"))
         options = _options(kwargs)
         if model.info.has_chat_template:

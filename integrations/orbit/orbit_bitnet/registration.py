@@ -11,8 +11,6 @@ from orbit_bitnet._orbit import AIServiceFactory, ServiceType
 from orbit_bitnet.embedding import BitNetEmbeddingService
 from orbit_bitnet.inference import BitNetService
 
-logger = logging.getLogger("orbit_bitnet")
-
 PROVIDER = "bitnet"
 
 
@@ -38,6 +36,9 @@ def replace_bundled() -> None:
     inference: Any = importlib.import_module("ai_services.implementations.inference")
     inference.BitNetInferenceService = BitNetService
     _offer_embeddings()
+    log = logging.getLogger("bitnet")
+    if log.level == logging.ERROR:  # Orbit's doing: but its warnings tell what was repaired in a model file
+        log.setLevel(logging.NOTSET)
 
 
 def _offer_embeddings() -> None:

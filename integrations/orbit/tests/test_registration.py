@@ -72,6 +72,12 @@ def test_before_orbit_registers_its_providers(caplog: pytest.LogCaptureFixture) 
     assert not caplog.messages
 
 
+def test_warnings_of_bitnet_are_heard() -> None:
+    logging.getLogger("bitnet").setLevel(logging.ERROR)  # as Orbit does when its providers are imported
+    register()
+    assert logging.getLogger("bitnet").isEnabledFor(logging.WARNING)
+
+
 def test_the_adapters_implementation_registers_and_loads_the_model() -> None:
     from implementations.passthrough.conversational import ConversationalImplementation as Orbits
     from orbit_bitnet import adapter

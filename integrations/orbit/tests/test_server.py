@@ -29,7 +29,7 @@ QUESTION = "What is the capital of France?"
 STORY = "Tell me a story about a brave fox and a wise owl."
 SYSTEM = "You are a helpful assistant.\n\nAnswer based on the system prompt. Maintain your persona."
 BUNDLED = "implementations.passthrough.conversational.ConversationalImplementation"
-START_SECONDS = 120 if REAL else 40
+START_SECONDS = 240 if REAL else 60
 
 
 @dataclass
