@@ -2,20 +2,27 @@
 // reads files, packs weights or computes. The Python view of it is src/bitnet/_native.pyi.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/array.h>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
+#include <array>
+#include <cmath>
 #include <cstring>
 
 #include "gguf/gguf_file.h"
 #include "model/model.h"
 #include "model/runner.h"
+#include "model/statistics.h"
 #include "platform/cpu_features.h"
 #include "platform/errors.h"
+#include "platform/thread_pool.h"
 #include "quant/dense.h"
+#include "quant/ternary_layout.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -82,6 +89,28 @@ nb::dict metadata(const GgufFile& file) {
     return dict;
 }
 
+const char* kind_name(ValueType type) {
+    constexpr const char* kNames[] = {"u8", "i8", "u16", "i16", "u32", "i32", "f32", "bool", "string", "array", "u64", "i64", "f64"};
+    return kNames[static_cast<uint32_t>(type)];
+}
+
+// The type of each value, as GgufWriter.add_metadata has it.
+nb::dict metadata_kinds(const GgufFile& file) {
+    nb::dict dict;
+    for (const auto& [key, value] : file.metadata()) {
+        const auto* array = std::get_if<MetadataArray>(&value.value);
+        dict[text(key)] = array ? nb::object(nb::make_tuple("array", kind_name(array->element_type))) : nb::cast(kind_name(value.type));
+    }
+    return dict;
+}
+
+// Where the data section begins in the file; its end for a file without tensors.
+uint64_t data_offset(const GgufFile& file) {
+    if (file.tensors().empty()) return file.file().size();
+    const TensorInfo& first = file.tensors().front();
+    return static_cast<uint64_t>(first.data - file.file().data()) - first.offset;
+}
+
 // A copy that outlives the file's mapping.
 struct TensorSummary {
     std::string name, type_name;
@@ -92,18 +121,20 @@ struct TensorSummary {
 std::vector<TensorSummary> tensors(const GgufFile& file) {
     std::vector<TensorSummary> summaries;
     for (const TensorInfo& t : file.tensors())
-        summaries.push_back({std::string(t.name), tensor_type_name(t.type_id), {t.dims.begin(), t.dims.begin() + t.n_dims}, t.offset, t.extent});
+        summaries.push_back({std::string(t.name), t.type_name(), {t.dims.begin(), t.dims.begin() + t.n_dims}, t.offset, t.extent});
     return summaries;
 }
 
 // ---- arrays -----------------------------------------------------------------------------------------------------------
 
-using FloatArray = nb::ndarray<nb::numpy, float, nb::ndim<2>>;
-
-FloatArray new_array(size_t rows, size_t cols, float** data) {
-    *data = new float[std::max<size_t>(1, rows * cols)];
-    nb::capsule owner(*data, [](void* p) noexcept { delete[] static_cast<float*>(p); });
-    return FloatArray(*data, {rows, cols}, owner);
+// An array that owns its memory, [shape], and where it is.
+template <class T, size_t N>
+nb::ndarray<nb::numpy, T, nb::ndim<N>> own_array(const std::array<size_t, N>& shape, T** data) {
+    size_t n = 1;
+    for (const size_t dim : shape) n *= dim;
+    *data = new T[std::max<size_t>(1, n)];
+    nb::capsule owner(*data, [](void* p) noexcept { delete[] static_cast<T*>(p); });
+    return nb::ndarray<nb::numpy, T, nb::ndim<N>>(*data, N, shape.data(), owner);
 }
 
 using TokenArray = nb::ndarray<const int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
@@ -119,36 +150,114 @@ void forward(Runner& runner, TokenArray token_ids, const std::vector<std::vector
     runner.forward(tokens, slices, outputs);
 }
 
-// The type of a name such as "q8_0", one of those that encode_row writes.
-TensorType encodable_type(const std::string& name) {
+// ---- tensor codecs ------------------------------------------------------------------------------------------------------
+
+using Bytes = nb::ndarray<const uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Codes = nb::ndarray<const int8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using FloatRows = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using TileRows = std::vector<std::array<int32_t, 5>>;  // rows, cols, row_block, col_block, simd_rows
+
+TensorType type_of_kind(const std::string& name, bool ternary) {
     const std::optional<TensorType> type = tensor_type_named(name);
-    if (!type || *type == TensorType::BF16 || *type == TensorType::I2_S)
-        throw InvalidRequestError("'" + name + "' is no type that rows can be converted to: f32, f16, q8_0, q6_k or q4_0");
+    if (!type || is_ternary(*type) != ternary)
+        throw InvalidRequestError("'" + name + "' is no " + (ternary ? "ternary type: i2_s, tl1, tl2, tq1_0, tq2_0 or q2_0"
+                                                                      : "type of dense rows: f32, f16, bf16, q8_0, q6_k or q4_0"));
     return *type;
 }
 
-using ByteArray = nb::ndarray<nb::numpy, uint8_t, nb::ndim<2>>;
-using FloatRows = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+LayoutChoice layout_choice(const std::string& layout, const TileRows& tl_tiles) {
+    LayoutChoice choice = layout_named(layout);
+    for (const auto& t : tl_tiles) choice.tl_tiles.push_back({t[0], t[1], t[2], t[3], t[4]});
+    return choice;
+}
 
-ByteArray encode_rows(FloatRows values, const std::string& name) {
-    const TensorType type = encodable_type(name);
-    const size_t rows = values.shape(0), cols = values.shape(1);
+void check_blocks(TensorType type, size_t cols) {
     if (cols % block_elements(type) != 0)
-        throw InvalidRequestError("rows of " + name + " must have a multiple of " + std::to_string(block_elements(type)) + " elements");
+        throw InvalidRequestError("rows of " + tensor_type_name(type) + " must have a multiple of " + std::to_string(block_elements(type)) +
+                                  " elements, not " + std::to_string(cols));
+}
+
+void check_size(TensorType type, size_t n_bytes, size_t rows, size_t cols) {
+    if (rows < 1 || cols < 1 || rows > (1u << 30) || cols > (1u << 30))
+        throw InvalidRequestError("a tensor must have 1 to 2^30 rows and columns");
+    check_blocks(type, cols);
+    const std::optional<uint64_t> needed = tensor_bytes(type, cols, rows);
+    if (!needed || n_bytes < *needed)
+        throw InvalidRequestError(std::to_string(n_bytes) + " bytes are too few for " + std::to_string(rows) + " x " + std::to_string(cols) +
+                                  " elements of " + tensor_type_name(type));
+}
+
+nb::tuple decode_ternary(Bytes data, const std::string& name, size_t rows, size_t cols, const std::string& layout, const TileRows& tl_tiles) {
+    const TensorType type = type_of_kind(name, true);
+    check_size(type, data.size(), rows, cols);
+    const TernaryTensor tensor(type, data.data(), static_cast<int32_t>(rows), static_cast<int32_t>(cols), layout_choice(layout, tl_tiles));
+    int8_t* codes;
+    float* scales;
+    auto code_array = own_array<int8_t, 2>({rows, cols}, &codes);
+    auto scale_array = own_array<float, 1>({tensor.n_scales()}, &scales);
+    bool valid = true, good_scales = true;
+    {
+        nb::gil_scoped_release release;
+        for (size_t r = 0; r < rows; r++) valid = tensor.decode_row(static_cast<int32_t>(r), codes + r * cols) && valid;
+        tensor.scales(scales);
+        for (size_t i = 0; i < tensor.n_scales(); i++) good_scales = good_scales && std::isfinite(scales[i]) && scales[i] >= 0;
+    }
+    if (!valid) throw InvalidRequestError("a code of the tensor stands for no ternary weight: it is damaged, or has another layout");
+    if (!good_scales) throw InvalidRequestError("a scale of the tensor is negative or not finite");
+    return nb::make_tuple(code_array, scale_array);
+}
+
+nb::object encode_ternary_bytes(Codes codes, float scale, const std::string& name, const std::string& layout, const TileRows& tl_tiles) {
+    const TensorType type = type_of_kind(name, true);
+    if (codes.shape(0) > (1u << 30) || codes.shape(1) > (1u << 30)) throw InvalidRequestError("a tensor must have at most 2^30 rows and columns");
+    const LayoutChoice choice = layout_choice(layout, tl_tiles);
+    std::vector<uint8_t> bytes;
+    {
+        nb::gil_scoped_release release;
+        bytes = encode_ternary(type, codes.data(), static_cast<int32_t>(codes.shape(0)), static_cast<int32_t>(codes.shape(1)), scale, choice);
+    }
+    return nb::bytes(bytes.data(), bytes.size());
+}
+
+nb::object decode_rows(Bytes data, const std::string& name, size_t rows, size_t cols) {
+    const TensorType type = type_of_kind(name, false);
+    check_size(type, data.size(), rows, cols);
+    float* values;
+    auto array = own_array<float, 2>({rows, cols}, &values);
+    {
+        nb::gil_scoped_release release;
+        const size_t bytes = row_bytes(type, cols);
+        for (size_t r = 0; r < rows; r++) decode_row(type, data.data() + r * bytes, cols, values + r * cols);
+    }
+    return nb::cast(array);
+}
+
+nb::object encode_rows(FloatRows values, const std::string& name) {
+    const TensorType type = type_of_kind(name, false);
+    const size_t rows = values.shape(0), cols = values.shape(1);
+    check_blocks(type, cols);
     const size_t bytes = row_bytes(type, cols);
-    uint8_t* data = new uint8_t[std::max<size_t>(1, rows * bytes)];
-    nb::capsule owner(data, [](void* p) noexcept { delete[] static_cast<uint8_t*>(p); });
+    uint8_t* data;
+    auto array = own_array<uint8_t, 2>({rows, bytes}, &data);
     {
         nb::gil_scoped_release release;
         for (size_t r = 0; r < rows; r++) encode_row(type, values.data() + r * cols, cols, data + r * bytes);
     }
-    return ByteArray(data, {rows, bytes}, owner);
+    return nb::cast(array);
 }
 
+// ---- models and runners -------------------------------------------------------------------------------------------------
+
 std::shared_ptr<Model> load(std::shared_ptr<GgufFile> file, int n_threads, bool use_mmap, bool use_mlock, const std::string& cache_path,
-                            const std::string& embd_type) {
+                            const std::string& embd_type, const std::string& layout, const TileRows& tl_tiles, const std::string& activation,
+                            bool divide_by_scales) {
     ModelOptions options;
-    if (!embd_type.empty()) options.embedding_type = encodable_type(embd_type);
+    if (!embd_type.empty()) options.embedding_type = type_of_kind(embd_type, false);
+    options.layout = layout_choice(layout, tl_tiles);
+    options.activation = activation_named(activation);
+    options.divide_by_scales = divide_by_scales;
+    if (!activation.empty() && !options.activation)
+        throw InvalidRequestError("activation must be relu2, silu or gelu_tanh, not '" + activation + "'");
     options.n_threads = n_threads > 0 ? n_threads : physical_cores();
     options.use_mmap = use_mmap;
     options.use_mlock = use_mlock;
@@ -169,6 +278,33 @@ std::shared_ptr<Runner> new_runner(std::shared_ptr<Model> model, int n_blocks, i
         throw InvalidRequestError("table_min_tokens must be at least 0, row_block a multiple of 32 from 32 to 2560, pieces_per_thread 1..1024");
     return std::make_shared<Runner>(std::move(model), n_blocks, max_batch_tokens, n_threads > 0 ? n_threads : physical_cores(), *kernels,
                                     kv_type == "q8_0" ? KvType::Q8_0 : KvType::F16, Tiles{table_min_tokens, row_block, pieces_per_thread});
+}
+
+nb::object compare_logits(FloatRows a, FloatRows b, TokenArray target_ids, int n_threads) {
+    const size_t rows = a.shape(0), vocab = a.shape(1);
+    if (b.shape(0) != rows || b.shape(1) != vocab || target_ids.size() != rows || vocab == 0 || vocab > INT32_MAX)
+        throw InvalidRequestError("a and b must have the same shape [n, vocab], and target_ids a token for each row");
+    for (size_t i = 0; i < rows; i++)
+        if (target_ids.data()[i] < -1 || target_ids.data()[i] >= static_cast<int64_t>(vocab))
+            throw InvalidRequestError("token id " + std::to_string(target_ids.data()[i]) + " is outside the vocabulary of " + std::to_string(vocab));
+    constexpr size_t kColumns = sizeof(PositionComparison) / sizeof(double);
+    double* data;
+    auto array = own_array<double, 2>({rows, kColumns}, &data);
+    {
+        nb::gil_scoped_release release;
+        ThreadPool pool(n_threads > 0 ? n_threads : physical_cores());
+        pool.run([&](ThreadPool::Worker& worker) {
+            worker.parallel_for(static_cast<int64_t>(rows), 1, [&](int64_t begin, int64_t end) {
+                for (int64_t i = begin; i < end; i++) {
+                    const size_t row = static_cast<size_t>(i);
+                    const PositionComparison c = compare_position(a.data() + row * vocab, b.data() + row * vocab,
+                                                                  static_cast<int32_t>(vocab), target_ids.data()[row]);
+                    std::memcpy(data + row * kColumns, &c, sizeof c);
+                }
+            });
+        });
+    }
+    return nb::cast(array);
 }
 
 Sampler new_sampler(float temperature, int32_t top_k, float top_p, float min_p, float repetition_penalty, float presence_penalty,
@@ -192,6 +328,8 @@ void translate(const std::exception_ptr& error, void*) {
     } catch (const ModelFileError& e) {
         raise("ModelFileError", e.what());
     } catch (const InvalidRequestError& e) {
+        raise("ValidationError", e.what());
+    } catch (const LayoutError& e) {
         raise("ValidationError", e.what());
     } catch (const CancelledError& e) {
         raise("CancelledError", e.what());
@@ -223,13 +361,15 @@ NB_MODULE(_native, m) {
         .def_prop_ro("version", &GgufFile::version)
         .def_prop_ro("size", [](const GgufFile& f) { return f.file().size(); })
         .def_prop_ro("metadata", metadata)
+        .def_prop_ro("metadata_kinds", metadata_kinds)
+        .def_prop_ro("data_offset", data_offset)
         .def_prop_ro("tensors", tensors);
 
     nb::class_<Model>(m, "Model")
         .def(nb::new_(&load), "file"_a, nb::kw_only(), "n_threads"_a = 0, "use_mmap"_a = true, "use_mlock"_a = false, "cache_path"_a = "",
-             "embd_type"_a = "")
+             "embd_type"_a = "", "layout"_a = "", "tl_tiles"_a = TileRows{}, "activation"_a = "", "divide_by_scales"_a = false)
         .def_prop_ro("architecture", [](const Model& m) { return std::string(m.architecture().name); })
-        .def_prop_ro("activation", [](const Model& m) { return std::string(activation_name(m.architecture().activation)); })
+        .def_prop_ro("activation", [](const Model& m) { return std::string(activation_name(m.activation())); })
         .def_prop_ro("n_layers", [](const Model& m) { return m.sizes().n_layers; })
         .def_prop_ro("hidden_size", [](const Model& m) { return m.sizes().hidden_size; })
         .def_prop_ro("ffn_size", [](const Model& m) { return m.sizes().ffn_size; })
@@ -241,9 +381,10 @@ NB_MODULE(_native, m) {
         .def_prop_ro("tied_head", &Model::tied_head)
         .def_prop_ro("n_parameters", &Model::n_parameters)
         .def_prop_ro("ternary_bytes", [](const Model& m) { return m.packed().ternary_bytes(); })
-        .def_prop_ro("embd_type", [](const Model& m) { return tensor_type_name(static_cast<uint32_t>(m.embedding().type)); })
+        .def_prop_ro("embd_type", [](const Model& m) { return tensor_type_name(m.embedding().type); })
         .def_prop_ro("head_bytes", [](const Model& m) { return m.dense_bytes() + m.packed().head_bytes(); })
         .def_prop_ro("from_cache", [](const Model& m) { return m.packed().from_cache(); })
+        .def_prop_ro("repairs", &Model::repairs)
         .def_prop_ro("warnings", &Model::warnings);
 
     nb::class_<Sampled>(m, "Sampled")
@@ -287,7 +428,7 @@ NB_MODULE(_native, m) {
         .def("forward", forward, "token_ids"_a, "block_tables"_a, "starts"_a, "lengths"_a, "outputs"_a)
         .def("logits", [](Runner& r) {
             float* data;
-            FloatArray array = new_array(static_cast<size_t>(r.n_outputs()), static_cast<size_t>(r.model().sizes().vocab_size), &data);
+            auto array = own_array<float, 2>({static_cast<size_t>(r.n_outputs()), static_cast<size_t>(r.model().sizes().vocab_size)}, &data);
             {
                 nb::gil_scoped_release release;
                 r.logits(data);
@@ -297,10 +438,15 @@ NB_MODULE(_native, m) {
         .def("hidden", [](const Runner& r) {
             float* data;
             const size_t rows = static_cast<size_t>(r.n_outputs()), cols = static_cast<size_t>(r.model().sizes().hidden_size);
-            FloatArray array = new_array(rows, cols, &data);
+            auto array = own_array<float, 2>({rows, cols}, &data);
             std::memcpy(data, r.hidden(), rows * cols * sizeof(float));
             return array;
         })
+        .def("logprobs", [](Runner& r, TokenArray target_ids, int first_output) {
+            const std::vector<int32_t> targets(target_ids.data(), target_ids.data() + target_ids.size());
+            nb::gil_scoped_release release;
+            return r.logprobs(targets, first_output);
+        }, "target_ids"_a, "first_output"_a = 0)
         .def("sample", &Runner::sample, "output"_a, "sampler"_a, "logprobs"_a = -1, nb::call_guard<nb::gil_scoped_release>())
         .def("copy_block", [](Runner& r, int source, int target) {
                  if (source < 0 || target < 0 || source >= r.kv().n_blocks() || target >= r.kv().n_blocks())
@@ -314,7 +460,11 @@ NB_MODULE(_native, m) {
         for (const Kernels* const* table = supported_kernels(); *table; ++table) names.emplace_back((*table)->name);
         return names;
     });
+    m.def("decode_ternary", decode_ternary, "data"_a, "type_name"_a, "rows"_a, "cols"_a, "layout"_a = "", "tl_tiles"_a = TileRows{});
+    m.def("encode_ternary", encode_ternary_bytes, "codes"_a, "scale"_a, "type_name"_a, "layout"_a = "", "tl_tiles"_a = TileRows{});
+    m.def("decode_rows", decode_rows, "data"_a, "type_name"_a, "rows"_a, "cols"_a);
     m.def("encode_rows", encode_rows, "values"_a, "type_name"_a);
+    m.def("compare_logits", compare_logits, "a"_a, "b"_a, "target_ids"_a, "n_threads"_a = 0);
     m.def("physical_cores", physical_cores);
     m.def("build_info", [] {
         nb::dict info;

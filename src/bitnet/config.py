@@ -26,7 +26,17 @@ from pydantic import ValidationError as PydanticError
 
 from bitnet.config_source import KeyPath, Source, read
 from bitnet.errors import ConfigError, ModelNotFoundError
-from bitnet.values import MAX_STOP_STRINGS, EmbdType, KvType, QuantType, nearest
+from bitnet.models import reference
+from bitnet.values import (
+    MAX_STOP_STRINGS,
+    Activation,
+    EmbdType,
+    KvType,
+    Layout,
+    QuantType,
+    Scales,
+    nearest,
+)
 
 ENVIRONMENT = "BITNET_CONFIG"
 MAX_PROBLEMS = 5  # told at once
@@ -134,8 +144,10 @@ class BitNetConfig(_Block):
     model_path: str | None = Field(
         default=None,
         min_length=1,
-        description="The GGUF file (mode direct); a relative path is looked up beside the configuration "
-        "file, then in the working directory. Left out: `model`, else the model bundled with the package.",
+        description="The model (mode direct): a GGUF file, a Hugging Face folder, or a name that bitnet list "
+        "--remote shows or org/name[:file], which is downloaded. A relative path is looked up beside the "
+        "configuration file, then in the working directory. Left out: `model`, else the model bundled with "
+        "the package.",
     )
     model: str | None = Field(
         default=None,
@@ -156,6 +168,31 @@ class BitNetConfig(_Block):
     embd_type: EmbdType | None = Field(
         default=None,
         description="What they are kept as, exactly; before quant_embd. Left out: as in the file.",
+    )
+    layout: Layout | None = Field(
+        default=None,
+        description="How the file's ternary tensors are laid out, where it does not say. I2_S: x128 (the "
+        "default), arm64, row4. TL1: preset. auto: found out by computing, once.",
+    )
+    tl_config: str | None = Field(
+        default=None,
+        min_length=1,
+        description="The kernel_config.ini a TL1 or TL2 file was made with; a relative path is looked up as "
+        "model_path is.",
+    )
+    activation: Activation | None = Field(
+        default=None,
+        description="Of the feed-forward network, where the architecture's name stands for both: relu2 or "
+        "silu.",
+    )
+    scales: Scales | None = Field(
+        default=None,
+        description="Whether the file's scales multiply or divide; auto: found out. Left out: multiply, or "
+        "auto with layout: auto.",
+    )
+    metadata_overrides: dict[str, str | int | bool] = Field(
+        default={},
+        description="What is known better than by the file, such as tokenizer.ggml.pre: llama-bpe.",
     )
     n_ctx: Integer = Field(
         default=DEFAULT_N_CTX,
@@ -284,6 +321,11 @@ class BitNetConfig(_Block):
             "use_pretuned": self.use_pretuned,
             "kernel_params": params.tile_sizes if params.enable_custom else {},
             "embd_type": self.embd_type or ("f16" if self.quant_embd else None),
+            "layout": self.layout,
+            "tl_config": None if self.tl_config is None else self._file("tl_config", self.tl_config),
+            "activation": self.activation,
+            "scales": self.scales,
+            "metadata_overrides": self.metadata_overrides,
             "n_gpu_layers": self.n_gpu_layers,
             "main_gpu": self.main_gpu,
             "low_vram": self.low_vram,
@@ -310,21 +352,24 @@ class BitNetConfig(_Block):
         return values
 
     def _model_file(self) -> str | None:
-        if self.model_path is None:
-            return self.model
-        file = None if self._source is None or "model_path" in self._overrides else self._source.file
+        return self.model if self.model_path is None else self._file("model_path", self.model_path)
+
+    def _file(self, key: str, name: str) -> str:
+        """The file that the value of a key means."""
+        file = None if self._source is None or key in self._overrides else self._source.file
         if file is None:
-            return self.model_path
+            return name
         # A relative path is looked up beside the configuration file, then in the working directory.
-        path = Path(self.model_path).expanduser()
+        path = Path(name).expanduser()
         for candidate in (file.parent / path, path.absolute()):
             if candidate.exists():
                 return str(candidate)
+        if key == "model_path" and reference.is_known(name):
+            return name
         where = "" if path.is_absolute() else f" beside that file or in {os.getcwd()}"
         assert self._source is not None
-        raise ModelNotFoundError(
-            f"{self._source.place(('model_path',))}: there is no model file {self.model_path!r}{where}"
-        )
+        what = "model file" if key == "model_path" else "file"
+        raise ModelNotFoundError(f"{self._source.place((key,))}: there is no {what} {name!r}{where}")
 
 
 def load(source: ConfigLike | BitNetConfig | None = None, **overrides: Any) -> BitNetConfig:

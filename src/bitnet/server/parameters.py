@@ -116,8 +116,9 @@ EMBEDDINGS: Mapping[str, Parameter] = {
     **_EVERYWHERE,
     "input": _TAKEN,
     "encoding_format": _TAKEN,
-    "dimensions": _TAKEN,
+    "dimensions": Taken("dimensions"),
     "kind": Taken("kind"),
+    "prefix": Taken("prefix"),
     "pooling": Taken("pooling"),
     "normalize": Taken("normalize"),
 }

@@ -207,6 +207,9 @@ class HttpEngine:
             raise ServerError(f"the server's answer cannot be understood: {answer!r:.100}")
         return text
 
+    def vocabulary(self) -> Sequence[bytes]:
+        raise self._lacks("its vocabulary to tell")
+
     def render(self, request: Request) -> str:
         server = self._server()
         if request.messages is None:
@@ -242,8 +245,13 @@ class HttpEngine:
         names = ("messages", "tools", "tool_choice", "chat_template_kwargs")
         return {name: body[name] for name in names if name in body}
 
-    def logits(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
+    def logits(
+        self, token_ids: Sequence[int], *, first: int = 0, cache_salt: str | None = None
+    ) -> NDArray[np.float32]:
         raise self._lacks("logits")
+
+    def logprobs(self, token_ids: Sequence[int], *, first: int = 1) -> NDArray[np.float64]:
+        raise self._lacks("logprobs of a given text")
 
     def embed(self, request: EmbeddingRequest) -> NDArray[np.float32]:
         return self._wait(lambda loop: self._embed(loop, request))
@@ -269,10 +277,14 @@ class HttpEngine:
             answer = await self._connection.post(loop, f"{server.api}/embeddings", body, deadline)
             rows += _vectors(answer, len(part))
         if not rows:
-            return np.empty((0, server.hidden_size), np.float32)
+            return np.empty((0, request.dimensions or server.hidden_size), np.float32)
         if len({row.shape for row in rows}) != 1:
             raise ServerError("the server's embeddings are not all of the same length")
         vectors = np.stack(rows)
+        if request.dimensions not in (None, vectors.shape[1]):
+            raise ServerError(
+                f"the server's embeddings have {vectors.shape[1]} dimensions instead of {request.dimensions}"
+            )
         if not np.isfinite(vectors).all():
             raise ServerError("the server's embeddings are not all finite numbers")
         if request.normalize and server.kind != "bitnet":
