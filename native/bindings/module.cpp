@@ -158,7 +158,8 @@ std::shared_ptr<Model> load(std::shared_ptr<GgufFile> file, int n_threads, bool 
 }
 
 std::shared_ptr<Runner> new_runner(std::shared_ptr<Model> model, int n_blocks, int max_batch_tokens, int n_threads, const std::string& name,
-                                   const std::string& kv_type, int table_min_tokens, int row_block, int pieces_per_thread) {
+                                   const std::string& kv_type, int table_min_tokens, int row_block, int pieces_per_thread, int n_gpu_layers,
+                                   int main_gpu, bool low_vram, const std::string& gpu_library) {
     const Kernels* kernels = select_kernels(name.c_str());
     if (!kernels) throw InvalidRequestError("this processor has no kernels called '" + name + "'");
     if (n_blocks < 1 || max_batch_tokens < 1 || n_threads < 0 || n_threads > 1024)
@@ -167,8 +168,13 @@ std::shared_ptr<Runner> new_runner(std::shared_ptr<Model> model, int n_blocks, i
     if (table_min_tokens < 0 || row_block < kPanelRows || row_block > kPanelRows * kMostTablePanels || row_block % kPanelRows != 0 ||
         pieces_per_thread < 1 || pieces_per_thread > 1024)
         throw InvalidRequestError("table_min_tokens must be at least 0, row_block a multiple of 32 from 32 to 2560, pieces_per_thread 1..1024");
-    return std::make_shared<Runner>(std::move(model), n_blocks, max_batch_tokens, n_threads > 0 ? n_threads : physical_cores(), *kernels,
-                                    kv_type == "q8_0" ? KvType::Q8_0 : KvType::F16, Tiles{table_min_tokens, row_block, pieces_per_thread});
+    const KvType type = kv_type == "q8_0" ? KvType::Q8_0 : KvType::F16;
+    nb::gil_scoped_release release;
+    std::unique_ptr<Offload> offload;
+    if (n_gpu_layers != 0)
+        offload = std::make_unique<Offload>(*model, GpuOptions{gpu_library, n_gpu_layers, main_gpu, low_vram}, n_blocks, max_batch_tokens, type);
+    return std::make_shared<Runner>(std::move(model), n_blocks, max_batch_tokens, n_threads > 0 ? n_threads : physical_cores(), *kernels, type,
+                                    Tiles{table_min_tokens, row_block, pieces_per_thread}, std::move(offload));
 }
 
 Sampler new_sampler(float temperature, int32_t top_k, float top_p, float min_p, float repetition_penalty, float presence_penalty,
@@ -193,6 +199,8 @@ void translate(const std::exception_ptr& error, void*) {
         raise("ModelFileError", e.what());
     } catch (const InvalidRequestError& e) {
         raise("ValidationError", e.what());
+    } catch (const DeviceError& e) {
+        raise("DeviceError", e.what());
     } catch (const CancelledError& e) {
         raise("CancelledError", e.what());
     }
@@ -268,7 +276,8 @@ NB_MODULE(_native, m) {
     nb::class_<Runner>(m, "Runner")
         .def(nb::new_(&new_runner), "model"_a, nb::kw_only(), "n_blocks"_a, "max_batch_tokens"_a = 512, "n_threads"_a = 0, "kernels"_a = "",
              "kv_type"_a = "f16", "table_min_tokens"_a = 0, "row_block"_a = Tiles{}.row_block,
-             "pieces_per_thread"_a = Tiles{}.pieces_per_thread)
+             "pieces_per_thread"_a = Tiles{}.pieces_per_thread, "n_gpu_layers"_a = 0, "main_gpu"_a = 0, "low_vram"_a = false,
+             "gpu_library"_a = "")
         .def_prop_ro("block_size", [](const Runner&) { return kKvBlock; })
         .def_prop_ro("n_blocks", [](const Runner& r) { return r.kv().n_blocks(); })
         .def_prop_ro("n_threads", &Runner::n_threads)
@@ -282,7 +291,13 @@ NB_MODULE(_native, m) {
         .def_prop_ro("n_products", [](const Runner& r) { return std::pair(r.n_multiplied(), r.n_looked_up()); })
         .def_prop_ro("kernels", [](const Runner& r) { return std::string(r.kernels().name); })
         .def_prop_ro("kv_type", [](const Runner& r) { return std::string(r.kv().type() == KvType::Q8_0 ? "q8_0" : "f16"); })
-        .def_prop_ro("kv_bytes", [](const Runner& r) { return r.kv().bytes(); })
+        .def_prop_ro("kv_bytes", &Runner::kv_bytes)
+        .def_prop_ro("n_gpu_layers", [](const Runner& r) { return r.offload() ? r.offload()->n_layers() : 0; })
+        .def_prop_ro("gpu_bytes", [](const Runner& r) {
+            if (!r.offload()) return uint64_t{0};
+            const BitnetGpuMemory& memory = r.offload()->memory();
+            return memory.weights + memory.dense + memory.kv + memory.activations;
+        })
         .def_prop_ro("max_batch_tokens", &Runner::max_batch_tokens)
         .def("forward", forward, "token_ids"_a, "block_tables"_a, "starts"_a, "lengths"_a, "outputs"_a)
         .def("logits", [](Runner& r) {
@@ -302,11 +317,7 @@ NB_MODULE(_native, m) {
             return array;
         })
         .def("sample", &Runner::sample, "output"_a, "sampler"_a, "logprobs"_a = -1, nb::call_guard<nb::gil_scoped_release>())
-        .def("copy_block", [](Runner& r, int source, int target) {
-                 if (source < 0 || target < 0 || source >= r.kv().n_blocks() || target >= r.kv().n_blocks())
-                     throw InvalidRequestError("KV block out of range");
-                 r.kv().copy_block(source, target);
-             }, "source"_a, "target"_a)
+        .def("copy_block", &Runner::copy_block, "source"_a, "target"_a, nb::call_guard<nb::gil_scoped_release>())
         .def("cancel", &Runner::cancel);
 
     m.def("cpu_kernels", [] {
@@ -314,6 +325,20 @@ NB_MODULE(_native, m) {
         for (const Kernels* const* table = supported_kernels(); *table; ++table) names.emplace_back((*table)->name);
         return names;
     });
+    nb::class_<GpuDevice>(m, "GpuDevice")
+        .def_ro("name", &GpuDevice::name)
+        .def_prop_ro("capability", [](const GpuDevice& d) { return std::to_string(d.major) + "." + std::to_string(d.minor); })
+        .def_ro("n_processors", &GpuDevice::n_processors)
+        .def_ro("total_bytes", &GpuDevice::total_bytes)
+        .def_ro("free_bytes", &GpuDevice::free_bytes)
+        .def_ro("emulated", &GpuDevice::emulated)
+        .def_ro("problem", &GpuDevice::problem);
+    m.def("gpu_devices", [](const std::string& library) {
+        nb::gil_scoped_release release;
+        std::string problem;
+        std::vector<GpuDevice> devices = GpuLibrary::open(library)->devices(&problem);
+        return std::pair(std::move(devices), std::move(problem));
+    }, "library"_a);
     m.def("encode_rows", encode_rows, "values"_a, "type_name"_a);
     m.def("physical_cores", physical_cores);
     m.def("build_info", [] {

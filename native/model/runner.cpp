@@ -24,12 +24,14 @@ size_t floats(size_t n) { return n * sizeof(float); }
 }  // namespace
 
 Runner::Runner(std::shared_ptr<Model> model, int n_blocks, int max_batch_tokens, int n_threads, const Kernels& kernels, KvType kv_type,
-               const Tiles& tiles)
+               const Tiles& tiles, std::unique_ptr<Offload> offload)
     : model_(std::move(model)),
       kernels_(kernels),
       pool_(n_threads),
-      kv_(kv_type, model_->sizes().n_layers, model_->sizes().n_kv_heads, model_->sizes().head_dim, n_blocks),
-      head_(*model_, kernels_, pool_),
+      offload_(std::move(offload)),
+      first_layer_(offload_ ? offload_->n_layers() : 0),
+      kv_(kv_type, model_->sizes().n_layers - first_layer_, model_->sizes().n_kv_heads, model_->sizes().head_dim, n_blocks),
+      head_(*model_, kernels_, pool_, offload_ && offload_->has_head() ? offload_.get() : nullptr),
       max_batch_tokens_(max_batch_tokens),
       tile_sizes_(tiles) {
     if (tile_sizes_.table_min_tokens == 0) tile_sizes_.table_min_tokens = kernels_.table_min_tokens;
@@ -117,20 +119,18 @@ void Runner::forward(const std::vector<int32_t>& tokens, const std::vector<Seque
     head_computed_ = false;
     not_finite_ = false;
     stop_ = false;
+    if (offload_ && cancel_.exchange(false)) throw CancelledError();
+    embed(tokens);
+    if (offload_) {
+        const float* x = offload_->has_head() ? nullptr : x_.as<float>();
+        offload_->forward(tokens, x, rope_.as<float>(), slices, outputs, offload_->is_whole() ? hidden_.as<float>() : x_.as<float>());
+        if (offload_->is_whole()) {
+            n_outputs_ = static_cast<int>(outputs.size());
+            return;
+        }
+    }
     pool_.run([&](Worker& worker) {
-        worker.parallel_for(n_tokens_, 8, [&](int64_t begin, int64_t end) {
-            for (int64_t t = begin; t < end; t++) {
-                const DenseRows& rows = model_->embedding();
-                decode_row(rows.type, rows.row(tokens[static_cast<size_t>(t)]), hidden, x_.as<float>() + static_cast<size_t>(t) * hidden);
-                float* cos = rope_.as<float>() + static_cast<size_t>(t) * static_cast<size_t>(s.n_rot);
-                for (int32_t i = 0; i < s.n_rot / 2; i++) {
-                    const double angle = token_position_[static_cast<size_t>(t)] * std::pow(static_cast<double>(s.rope_base), -2.0 * i / s.n_rot);
-                    cos[i] = static_cast<float>(std::cos(angle));
-                    cos[s.n_rot / 2 + i] = static_cast<float>(std::sin(angle));
-                }
-            }
-        });
-        for (int index = 0; index < s.n_layers; index++) {
+        for (int index = first_layer_; index < s.n_layers; index++) {
             if (worker.thread() == 0) stop_ = cancel_.load(std::memory_order_relaxed);
             worker.barrier();
             if (stop_) return;
@@ -155,6 +155,27 @@ void Runner::forward(const std::vector<int32_t>& tokens, const std::vector<Seque
     n_outputs_ = static_cast<int>(outputs.size());
 }
 
+// The tokens' rows of the embedding into x_, unless a GPU has it, and the angles of their positions into rope_.
+void Runner::embed(const std::vector<int32_t>& tokens) {
+    const ModelSizes& s = model_->sizes();
+    const size_t hidden = static_cast<size_t>(s.hidden_size);
+    pool_.run([&](Worker& worker) {
+        worker.parallel_for(n_tokens_, 8, [&](int64_t begin, int64_t end) {
+            for (int64_t t = begin; t < end; t++) {
+                const DenseRows& rows = model_->embedding();
+                if (!offload_ || !offload_->has_head())
+                    decode_row(rows.type, rows.row(tokens[static_cast<size_t>(t)]), hidden, x_.as<float>() + static_cast<size_t>(t) * hidden);
+                float* cos = rope_.as<float>() + static_cast<size_t>(t) * static_cast<size_t>(s.n_rot);
+                for (int32_t i = 0; i < s.n_rot / 2; i++) {
+                    const double angle = token_position_[static_cast<size_t>(t)] * std::pow(static_cast<double>(s.rope_base), -2.0 * i / s.n_rot);
+                    cos[i] = static_cast<float>(std::cos(angle));
+                    cos[s.n_rot / 2 + i] = static_cast<float>(std::sin(angle));
+                }
+            }
+        });
+    });
+}
+
 // Quantise one token's activations x [width] into row `token` of the operand of the next products.
 void Runner::quantize(int64_t token, const float* x, int32_t width) {
     const size_t t = static_cast<size_t>(token), stride = round_up(static_cast<size_t>(width), 64);
@@ -177,7 +198,7 @@ void Runner::layer(Worker& worker, int index) {
     // a = RMSNorm(x); q, k, v = BitLinear(a)
     each_token([&](int64_t token, size_t t) {
         float* x = x_.as<float>() + t * hidden;
-        if (index > 0) kernels_.add(projected_.as<float>() + t * hidden, s.hidden_size, x);
+        if (index > first_layer_) kernels_.add(projected_.as<float>() + t * hidden, s.hidden_size, x);
         kernels_.rms_norm(x, w.attn_norm.data(), s.hidden_size, s.norm_eps, scratch);
         quantize(token, scratch, s.hidden_size);
     });
@@ -194,7 +215,7 @@ void Runner::layer(Worker& worker, int index) {
         const int32_t position = token_position_[t];
         const int32_t block = (*slices_)[static_cast<size_t>(token_slice_[t])].blocks[static_cast<size_t>(position / kKvBlock)];
         for (int32_t head = 0; head < s.n_kv_heads; head++)
-            kv_.write(kernels_, index, block, head, position % kKvBlock, k + head * s.head_dim, v + head * s.head_dim);
+            kv_.write(kernels_, index - first_layer_, block, head, position % kKvBlock, k + head * s.head_dim, v + head * s.head_dim);
     });
     attention(worker, index);
 
@@ -288,6 +309,7 @@ void Runner::multiply(Worker& worker, int32_t width, std::initializer_list<Produ
 
 // Causal attention of every new token over its sequence's KV blocks; q -> attended, [n_tokens][n_heads][head_dim].
 void Runner::attention(Worker& worker, int layer) {
+    layer -= first_layer_;  // as the store counts
     const ModelSizes& s = model_->sizes();
     const int32_t group = s.n_heads / s.n_kv_heads;
     const size_t head_dim = static_cast<size_t>(s.head_dim), q_size = static_cast<size_t>(s.q_size());
@@ -333,7 +355,15 @@ void Runner::attention(Worker& worker, int layer) {
     });
 }
 
-void Runner::logits(float* out) { OutputHead::exact(*model_, kernels_, pool_, hidden_.as<float>(), n_outputs_, out); }
+void Runner::logits(float* out) { head_.exact(hidden_.as<float>(), 0, n_outputs_, out); }
+
+void Runner::copy_block(int source, int target) {
+    if (source < 0 || target < 0 || source >= kv_.n_blocks() || target >= kv_.n_blocks()) throw InvalidRequestError("KV block out of range");
+    kv_.copy_block(source, target);
+    if (offload_) offload_->copy_block(source, target);
+}
+
+uint64_t Runner::kv_bytes() const { return kv_.bytes() + (offload_ ? offload_->memory().kv + offload_->memory().host_kv : 0); }
 
 Sampled Runner::sample(int output, Sampler& sampler, int n_logprobs) {
     if (output < 0 || output >= n_outputs_)
