@@ -145,6 +145,31 @@ ByteArray encode_rows(FloatRows values, const std::string& name) {
     return ByteArray(data, {rows, bytes}, owner);
 }
 
+using CodeRows = nb::ndarray<const int8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+
+// codes [rows, cols] (-1, 0, 1) times x [n_tokens, cols] on a GPU.
+nb::tuple gpu_product(const std::string& library, int device, CodeRows codes, CodeRows x, bool timed) {
+    const size_t rows = codes.shape(0), cols = codes.shape(1), tokens = x.shape(0);
+    if (rows == 0 || cols == 0 || tokens == 0 || x.shape(1) != cols || cols > 131072 || rows > 1u << 24 || tokens > 65536)
+        throw InvalidRequestError("codes must be [rows, cols] and x [n_tokens, cols], with cols up to 131072 and n_tokens up to 65536");
+    float* data;
+    FloatArray y = new_array(tokens, rows, &data);
+    BitnetGpuTiming timing{};
+    {
+        nb::gil_scoped_release release;
+        TernaryWeights w;
+        w.rows = static_cast<int32_t>(rows);
+        w.cols = static_cast<int32_t>(cols);
+        std::vector<uint8_t> panels(n9_bytes(w.rows, w.cols));
+        for (size_t row = 0; row < rows; row += kPanelRows)
+            pack_n9_panel(codes.data() + row * cols, static_cast<int32_t>(std::min<size_t>(kPanelRows, rows - row)), w.cols,
+                          panels.data() + row / kPanelRows * n9_bytes(kPanelRows, w.cols));
+        w.panels = panels.data();
+        GpuLibrary::open(library)->product(device, w, x.data(), static_cast<int>(tokens), data, timed ? &timing : nullptr);
+    }
+    return nb::make_tuple(y, timing.seconds, timing.weight_bytes, timing.copy_bytes_per_second);
+}
+
 std::shared_ptr<Model> load(std::shared_ptr<GgufFile> file, int n_threads, bool use_mmap, bool use_mlock, const std::string& cache_path,
                             const std::string& embd_type) {
     ModelOptions options;
@@ -339,6 +364,7 @@ NB_MODULE(_native, m) {
         std::vector<GpuDevice> devices = GpuLibrary::open(library)->devices(&problem);
         return std::pair(std::move(devices), std::move(problem));
     }, "library"_a);
+    m.def("gpu_product", gpu_product, "library"_a, "device"_a, "codes"_a, "x"_a, "timed"_a = false);
     m.def("encode_rows", encode_rows, "values"_a, "type_name"_a);
     m.def("physical_cores", physical_cores);
     m.def("build_info", [] {

@@ -105,6 +105,12 @@ struct BitnetGpuCandidate {
     int32_t may_be_best;       // the error bound does not exclude it from being the likeliest
 };
 
+struct BitnetGpuTiming {
+    double seconds;                // of one product
+    uint64_t weight_bytes;         // read by it
+    double copy_bytes_per_second;  // read and written, by a copy within the device's memory
+};
+
 struct BitnetGpuApi {
     int32_t abi;
     // The number of devices, written to `devices` as far as there is room. `problem` (may be null) tells why there is none.
@@ -122,6 +128,9 @@ struct BitnetGpuApi {
     // likeliest, in no order: `n_found` [n] counts them, out [n][capacity] holds them as far as there is room.
     int32_t (*candidates)(void* engine, const BitnetGpuSearch* searches, int32_t n, BitnetGpuCandidate* out, int32_t capacity, int32_t* n_found,
                           char* error, int32_t error_size);
+    // One matrix (scale 1) times int8 rows x [n_tokens][cols]: the exact sums, as floats [n_tokens][rows]. timing may be null.
+    int32_t (*product)(int32_t device, const BitnetGpuMatrix* w, const int8_t* x, int32_t n_tokens, float* y, BitnetGpuTiming* timing, char* error,
+                       int32_t error_size);
 };
 
 // The library's one exported symbol.

@@ -108,11 +108,16 @@ int32_t candidates(void* engine, const BitnetGpuSearch* searches, int32_t n, Bit
     return guard(error, error_size, [&] { static_cast<Engine*>(engine)->candidates(searches, n, out, capacity, n_found); });
 }
 
+int32_t product(int32_t device, const BitnetGpuMatrix* w, const int8_t* x, int32_t n_tokens, float* y, BitnetGpuTiming* timing, char* error,
+                int32_t error_size) {
+    return guard(error, error_size, [&] { measure_product(device, *w, x, n_tokens, y, timing); });
+}
+
 }  // namespace
 }  // namespace bitnet::cuda
 
 extern "C" __attribute__((visibility("default"))) const BitnetGpuApi* bitnet_gpu_api(void) {
     using namespace bitnet::cuda;
-    static const BitnetGpuApi api{BITNET_GPU_ABI, devices, create, destroy, memory, forward, copy_block, logits, approximate, candidates};
+    static const BitnetGpuApi api{BITNET_GPU_ABI, devices, create, destroy, memory, forward, copy_block, logits, approximate, candidates, product};
     return &api;
 }

@@ -16,11 +16,15 @@
 #define BITNET_KERNEL(max_threads) static __global__ void __launch_bounds__(max_threads)
 #define BITNET_KERNEL_BLOCKS(max_threads, blocks) static __global__ void __launch_bounds__(max_threads, blocks)
 #define BITNET_DEVICE __device__ __forceinline__
+#define BITNET_BOTH __host__ __device__ __forceinline__
 #define BITNET_UNROLL _Pragma("unroll")
 #define BITNET_UNROLL_BY_4 _Pragma("unroll 4")
 #define BITNET_UNROLL_BY_8 _Pragma("unroll 8")
 
 namespace bitnet::cuda {
+
+// Products are timed with weights that fill this much memory: more than any cache holds.
+constexpr size_t kColdBytes = 512 << 20;
 
 // The block's dynamic shared memory, 128-byte aligned.
 BITNET_DEVICE unsigned char* shared_memory() {

@@ -13,13 +13,11 @@
 #include "cuda/attention.cuh"
 #include "cuda/head.cuh"
 #include "cuda/memory.cuh"
-#include "cuda/ternary.cuh"
+#include "cuda/products.cuh"
 
 namespace bitnet::cuda {
 
 constexpr int kMinCapability = 75;   // int8 tensor cores
-// From here on, products go by multiply_many. Not tuned on a device yet.
-constexpr int kFewTokens = 32;
 // Decode steps of up to this many tokens are captured as graphs.
 constexpr int kMaxGraphTokens = 64;
 // A sequence's new tokens from which on attention goes by attend_tile.
@@ -44,8 +42,7 @@ public:
         check(cudaSetDevice(options.device), "choosing the device");
         cudaDeviceProp properties;
         check(cudaGetDeviceProperties(&properties, options.device), "asking for the device's properties");
-        n_processors_ = properties.multiProcessorCount;
-        shared_limit_ = properties.sharedMemPerBlockOptin;
+        processors_ = {properties.multiProcessorCount, properties.sharedMemPerBlockOptin};
         has_head_ = model.embedding.data != nullptr;
         set_sizes();
         check_memory(properties.name);
@@ -147,9 +144,9 @@ private:
 
         void lay_out(int n_rot) {
             size_t end = 0;
-            const auto put = [&end](size_t bytes) {
+            const auto put = [&end](size_t size) {
                 const size_t at = end;
-                end = round_up(end + bytes, 16);
+                end = round_up(end + size, 16);
                 return at;
             };
             const size_t n = static_cast<size_t>(n_tokens);
@@ -174,8 +171,8 @@ private:
         group_ = m_.n_heads / m_.n_kv_heads;
         part_bytes_ = options_.kv_q8_0 ? kKvBlock * (head_dim + 2 * ((head_dim + kKvGroup - 1) / kKvGroup)) : kKvBlock * head_dim * 2;
         block_bytes_ = static_cast<size_t>(m_.n_layers) * static_cast<size_t>(m_.n_kv_heads) * 2 * part_bytes_;
-        spare_rows_ = sizeof(float) * (widest_ + kRowScratch) > shared_limit_;
-        can_tile_ = group_ <= kTileQueries && m_.head_dim <= 256 && attend_tile_shared_bytes(m_.head_dim, options_.kv_q8_0) <= shared_limit_;
+        spare_rows_ = sizeof(float) * (widest_ + kRowScratch) > processors_.shared_bytes;
+        can_tile_ = group_ <= kTileQueries && m_.head_dim <= 256 && attend_tile_shared_bytes(m_.head_dim, options_.kv_q8_0) <= processors_.shared_bytes;
 
         for (const BitnetGpuMatrix* w : matrices(m_.layers[0])) plan_.layer += tile_bytes(w->rows, w->cols);
         plan_.layer += sizeof(float) * (2 * hidden + (m_.layers[0].attn_sub_norm ? q : 0) + (m_.layers[0].ffn_sub_norm ? ffn : 0));
@@ -253,7 +250,7 @@ private:
     // Every kernel may have as much shared memory as the device allows.
     void allow_shared_memory() {
         const auto allow = [this](auto* kernel) {
-            check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_limit_)), "setting up kernels");
+            check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(processors_.shared_bytes)), "setting up kernels");
         };
         allow(add_norm_quantise);
         allow(activate_norm_quantise);
@@ -263,9 +260,7 @@ private:
         allow(attend_tile<2>);
         allow(attend_tile<4>);
         allow(attend_tile<8>);
-        allow(multiply_many<64, 4>);
-        allow(multiply_many<128, 2>);
-        allow(multiply_many<128, 4>);
+        allow_products(processors_);
     }
 
     template <class T>
@@ -278,30 +273,20 @@ private:
         return device;
     }
 
-    Product send_matrix(const BitnetGpuMatrix& w, const Buffer& panels, float* y) {
-        const size_t n_panels = (static_cast<size_t>(w.rows) + 31) / 32, k_blocks = (static_cast<size_t>(w.cols) + 15) / 16;
-        check(cudaMemcpyAsync(panels.as<uint8_t>(), w.panels, n_panels * k_blocks * 128, cudaMemcpyHostToDevice, stream_), "sending weights");
-        const size_t bytes = tile_bytes(w.rows, w.cols), blocks = (bytes / 4 + 255) / 256;
-        weights_.emplace_back(bytes, "weights");
-        uint32_t* tiles = weights_.back().as<uint32_t>();
-        const dim3 grid(static_cast<unsigned>(std::min<size_t>(blocks, 32768)), static_cast<unsigned>((blocks + 32767) / 32768));
-        launch(stream_, repack, grid, 256, 0, static_cast<const uint8_t*>(panels.as<uint8_t>()), w.rows, w.cols, tiles);
-        check(cudaGetLastError(), "sending weights");
-        check(cudaStreamSynchronize(stream_), "sending weights");
-        return {reinterpret_cast<const uint4*>(tiles), w.rows, (w.rows + kTileRows - 1) / kTileRows, w.scale, y};
-    }
-
     void upload() {
         size_t most = 0;
         const size_t hidden = static_cast<size_t>(m_.hidden_size), ffn = static_cast<size_t>(m_.ffn_size), q = static_cast<size_t>(m_.n_heads) * static_cast<size_t>(m_.head_dim);
         for (const BitnetGpuMatrix* w : matrices(m_.layers[0]))
-            most = std::max(most, (static_cast<size_t>(w->rows) + 31) / 32 * ((static_cast<size_t>(w->cols) + 15) / 16) * 128);
+            most = std::max(most, panel_bytes(*w));
         const Buffer panels(most, "weights on their way");
         const auto products = [&](int width, std::initializer_list<const BitnetGpuMatrix*> of) {
             Products all{};
             all.n_chunks = (width + kChunk - 1) / kChunk;
             int i = 0;
-            for (const BitnetGpuMatrix* w : of) all.p[i++] = send_matrix(*w, panels, nullptr);
+            for (const BitnetGpuMatrix* w : of) {
+                weights_.emplace_back(tile_bytes(w->rows, w->cols), "weights");
+                all.p[i++] = send_matrix(stream_, *w, panels, weights_.back());
+            }
             return all;
         };
         for (int i = 0; i < m_.n_layers; i++) {
@@ -446,40 +431,9 @@ private:
     }
 
     void multiply(Products products, const Operand& x, std::initializer_list<float*> results, int n_tokens) {
-        int i = 0, n_tiles = 0, n_blocks = 0;
-        for (float* y : results) {
-            products.p[i].y = y;
-            n_tiles += products.p[i].n_tiles;
-            n_blocks += (products.p[i].n_tiles + kManyTiles - 1) / kManyTiles;
-            i++;
-        }
-        if (n_tokens <= kFewTokens) {
-            int split = 1;  // warps that share a tile: enough for two blocks on each processor
-            while (split < 8 && n_tiles * split / 8 < 2 * n_processors_) split *= 2;
-            unsigned groups = 0;
-            for (int p = 0; p < i; p++) groups += static_cast<unsigned>((products.p[p].n_tiles + 8 / split - 1) / (8 / split));
-            const auto few = [&](auto* kernel, int tiles) {
-                launch(stream_, kernel, dim3(groups, static_cast<unsigned>((n_tokens + 8 * tiles - 1) / (8 * tiles))), kFewThreads,
-                       static_cast<size_t>(tiles) * 4096, products, x, n_tokens, split);
-            };
-            if (n_tokens <= 8)
-                few(multiply_few<1>, 1);
-            else if (n_tokens <= 16)
-                few(multiply_few<2>, 2);
-            else
-                few(multiply_few<4>, 4);
-            return;
-        }
-        const auto many = [&](auto* kernel, int tokens, int shared_bytes) {
-            launch(stream_, kernel, dim3(static_cast<unsigned>(n_blocks), static_cast<unsigned>((n_tokens + tokens - 1) / tokens)), kManyThreads,
-                   static_cast<size_t>(shared_bytes), products, x, n_tokens);
-        };
-        if (n_tokens <= 64 || n_blocks * ((n_tokens + 127) / 128) < n_processors_)
-            many(multiply_many<64, 4>, 64, 4 * kStageBytes<64>);
-        else if (static_cast<size_t>(4 * kStageBytes<128>) <= shared_limit_)
-            many(multiply_many<128, 4>, 128, 4 * kStageBytes<128>);
-        else
-            many(multiply_many<128, 2>, 128, 2 * kStageBytes<128>);
+        int i = 0;
+        for (float* y : results) products.p[i++].y = y;
+        launch_products(stream_, processors_, products, x, n_tokens);
     }
 
     void attention(const Shape& shape, const StepTokens& step, const KvLayer& kv) {
@@ -575,8 +529,9 @@ private:
     BitnetGpuOptions options_;
     BitnetGpuModel m_;  // its pointers are those of the host, used by the constructor only
     Plan plan_;
-    int n_processors_ = 1, group_ = 1;
-    size_t shared_limit_ = 0, widest_ = 0, part_bytes_ = 0, block_bytes_ = 0, operand_stride_ = 0, score_outputs_ = 0;
+    Processors processors_;
+    int group_ = 1;
+    size_t widest_ = 0, part_bytes_ = 0, block_bytes_ = 0, operand_stride_ = 0, score_outputs_ = 0;
     bool has_head_ = false, spare_rows_ = false, can_tile_ = false;
     cudaStream_t stream_ = nullptr;
 

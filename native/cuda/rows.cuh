@@ -14,7 +14,7 @@ constexpr int kRowScratch = 64;  // words of shared memory before the row itself
 
 // Where element k of a quantised row stands: within each chunk of 128, what lane 4g + t multiplies lies together, as
 // [t 4][field f 4][half 2][4]  with  k = 32 f + 16 half + 4 t + j   (see ternary.cuh).
-BITNET_DEVICE int operand_index(int k) {
+BITNET_BOTH int operand_index(int k) {
     const int r = k % kChunk;
     return k - r + (r / 4 % 4) * 32 + r / 32 * 8 + r / 16 % 2 * 4 + r % 4;
 }

@@ -1,6 +1,7 @@
 #include "model/offload.h"
 
 #include <algorithm>
+#include <atomic>
 
 #include "model/runner.h"
 #include "platform/dynamic_library.h"
@@ -13,6 +14,16 @@ namespace {
 BitnetGpuMatrix matrix(const TernaryWeights& w) { return {w.panels, w.rows, w.cols, w.scale}; }
 
 BitnetGpuRows rows(const DenseRows& r) { return {static_cast<uint32_t>(r.type), r.data, r.row_bytes}; }
+
+// CUDA does not survive a fork: the process that uses a GPU, or 0.
+std::atomic<long> user_of_gpu{0};
+
+void refuse_after_fork() {
+    long user = 0;
+    if (!user_of_gpu.compare_exchange_strong(user, process_id()) && user != process_id())
+        throw DeviceError("a process that was forked from one that used the GPU cannot use it: start processes anew (the spawn or "
+                          "forkserver method of multiprocessing), or load the model after the fork");
+}
 
 const float* or_null(const std::vector<float>& values) { return values.empty() ? nullptr : values.data(); }
 
@@ -40,8 +51,16 @@ std::vector<GpuDevice> GpuLibrary::devices(std::string* problem) const {
     return devices;
 }
 
+void GpuLibrary::product(int device, const TernaryWeights& w, const int8_t* x, int n_tokens, float* y, BitnetGpuTiming* timing) const {
+    BitnetGpuMatrix one = matrix(w);
+    one.scale = 1;
+    char error[1024] = "";
+    if (api_->product(device, &one, x, n_tokens, y, timing, error, sizeof error) != BITNET_GPU_OK) throw DeviceError(error);
+}
+
 Offload::Offload(const Model& model, const GpuOptions& options, int n_blocks, int max_batch_tokens, KvType kv_type)
     : library_(GpuLibrary::open(options.library)), api_(library_->api()), path_(model.path()), owner_(process_id()) {
+    refuse_after_fork();
     const ModelSizes& s = model.sizes();
     n_layers_ = options.n_layers < 0 ? s.n_layers : std::min(options.n_layers, s.n_layers);
     is_whole_ = n_layers_ == s.n_layers;

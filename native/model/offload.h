@@ -38,6 +38,8 @@ public:
     const BitnetGpuApi& api() const { return *api_; }
     // `problem` tells why there are none.
     std::vector<GpuDevice> devices(std::string* problem) const;
+    // x [n_tokens][w.cols] times w, whose scale is taken to be 1: the exact sums y [n_tokens][w.rows]; timing may be null.
+    void product(int device, const TernaryWeights& w, const int8_t* x, int n_tokens, float* y, BitnetGpuTiming* timing) const;
 
 private:
     explicit GpuLibrary(const BitnetGpuApi* api) : api_(api) {}

@@ -54,6 +54,15 @@ KvType = Annotated[
         help="How keys and values are kept: f16 (default), or q8_0 in half the memory.",
     ),
 ]
+GpuLayers = Annotated[
+    int | None,
+    typer.Option(
+        "--gpu-layers",
+        metavar="N",
+        min=-1,
+        help="Layers to compute on an NVIDIA GPU; -1: all of them, 0 (default): none. See bitnet doctor.",
+    ),
+]
 MaxTokens = Annotated[
     int | None,
     typer.Option(

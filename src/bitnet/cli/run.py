@@ -38,6 +38,7 @@ def run(
     threads: options.Threads = None,
     ctx: options.Context = None,
     kv_type: options.KvType = None,
+    gpu_layers: options.GpuLayers = None,
     config: options.Config = None,
 ) -> None:
     """Answer one prompt and leave.
@@ -60,7 +61,15 @@ def run(
         seed=seed,
         stop=stop,
     )
-    settings = options.settings(config, model=model, n_ctx=ctx, n_threads=threads, n_batch=1, kv_type=kv_type)
+    settings = options.settings(
+        config,
+        model=model,
+        n_ctx=ctx,
+        n_threads=threads,
+        n_batch=1,
+        kv_type=kv_type,
+        n_gpu_layers=gpu_layers,
+    )
     with BitNet.from_config(settings) as loaded:
         if raw or not loaded.info.has_chat_template:
             if system is not None:

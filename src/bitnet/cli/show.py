@@ -12,7 +12,7 @@ import typer
 
 from bitnet import models
 from bitnet.cli import options
-from bitnet.cli.terminal import printable, write
+from bitnet.cli.terminal import printable, size_text, write
 from bitnet.errors import ModelFileError
 from bitnet.values import ModelInfo
 
@@ -29,6 +29,7 @@ def show(
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
     ctx: options.Context = None,
     kv_type: options.KvType = None,
+    gpu_layers: options.GpuLayers = None,
     batch: Annotated[
         int | None,
         typer.Option(
@@ -44,7 +45,9 @@ def show(
     from bitnet.model import BitNet  # late: usage errors and --help need no engine
     from bitnet.models.inspect import inspect
 
-    settings = options.settings(config, model=model, n_ctx=ctx, n_batch=batch, kv_type=kv_type, mode="direct")
+    settings = options.settings(
+        config, model=model, n_ctx=ctx, n_batch=batch, kv_type=kv_type, n_gpu_layers=gpu_layers, mode="direct"
+    )
     path = models.find(settings.direct_options()["model"])
     report = inspect(path)
     # Warnings are shown below, among the rest.
@@ -59,11 +62,11 @@ def show(
         everything = {**report.to_dict(), "loaded": info and dataclasses.asdict(info), "problem": problem}
         write(json.dumps(_finite(everything), indent=2) + "\n")
         return
-    lines = [f"{report.path}: GGUF {report.version}, {_size(report.n_bytes)}", "", "Metadata"]
+    lines = [f"{report.path}: GGUF {report.version}, {size_text(report.n_bytes)}", "", "Metadata"]
     lines += [f"  {printable(key)} = {_shorten(value)}" for key, value in report.metadata.items()]
     lines += ["", f"Tensors ({len(report.tensors)})"]
     rows = [
-        (printable(tensor.name), tensor.type, " x ".join(map(str, tensor.shape)), _size(tensor.n_bytes))
+        (printable(tensor.name), tensor.type, " x ".join(map(str, tensor.shape)), size_text(tensor.n_bytes))
         for tensor in report.tensors
     ]
     widths = [max((len(row[column]) for row in rows), default=0) for column in range(4)]
@@ -89,16 +92,26 @@ def _describe(info: ModelInfo) -> list[str]:
         f"  context       {info.context_length} tokens",
         f"  chat          {'yes' if info.has_chat_template else 'no chat template'}",
         f"  kernels       {info.kernels}, {info.n_threads} threads",
+        *_gpu(info),
         "",
         "Memory needed",
-        f"  ternary weights      {_size(info.ternary_bytes)}",
-        f"  embedding and head   {_size(info.head_bytes)} ({info.embd_type})",
-        f"  keys and values      {_size(info.kv_bytes)} ({kv_for})",
-        f"  together             {_size(info.memory_bytes)}",
+        f"  ternary weights      {size_text(info.ternary_bytes)}",
+        f"  embedding and head   {size_text(info.head_bytes)} ({info.embd_type})",
+        f"  keys and values      {size_text(info.kv_bytes)} ({kv_for})",
+        f"  together             {size_text(info.memory_bytes)}",
     ]
     for title, sentences in (("Repaired", info.repairs), ("Warnings", info.warnings)):
         lines += ["", title, *(f"  {printable(sentence)}" for sentence in sentences or ("nothing",))]
     return lines
+
+
+def _gpu(info: ModelInfo) -> list[str]:
+    if not info.n_gpu_layers:
+        return []
+    return [
+        f"  GPU           {printable(info.gpu)}: {info.n_gpu_layers} of {info.n_layers} layers, "
+        f"{size_text(info.gpu_bytes)}"
+    ]
 
 
 def _shorten(value: Any) -> str:
@@ -108,13 +121,6 @@ def _shorten(value: Any) -> str:
     if isinstance(value, str) and len(value) > SHOWN_CHARACTERS:
         return f"{value[:SHOWN_CHARACTERS]!r}... {len(value)} characters in all"
     return f"{value:.7g}" if isinstance(value, float) else repr(value)
-
-
-def _size(n_bytes: int) -> str:
-    for unit, shift in (("GiB", 30), ("MiB", 20), ("KiB", 10)):
-        if n_bytes >= 1 << shift:
-            return f"{n_bytes / (1 << shift):.1f} {unit}"
-    return f"{n_bytes} bytes"
 
 
 def _finite(value: Any) -> Any:

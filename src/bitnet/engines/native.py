@@ -20,13 +20,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bitnet import _native
-from bitnet.engines import tiles
+from bitnet.engines import gpu, tiles
 from bitnet.engines.generation import Generation
 from bitnet.errors import ContextOverflowError, EngineClosedError, ModelFileError, ValidationError
 from bitnet.models import weight_cache
 from bitnet.runtime.answer import Gathering
 from bitnet.runtime.embedding import POOLING_TYPES, PREFIXES, EmbeddingSequence, EmbeddingWindow
-from bitnet.runtime.scheduler import Scheduler
+from bitnet.runtime.scheduler import PROMPT_TILE, Scheduler
 from bitnet.runtime.sequence import GenerationSequence, LogitsSequence
 from bitnet.text.chat_template import ChatTemplate
 from bitnet.text.tokenizer import Tokenizer
@@ -40,6 +40,7 @@ logger = logging.getLogger("bitnet")
 
 # Enough for most conversations, and a key/value store that small machines can hold.
 DEFAULT_N_CTX = 2048
+GPU_PROMPT_TOKENS = 256  # not tuned on a device yet
 KV_BLOCK_SIZE = 32  # positions; Runner.block_size, needed before there is a Runner
 
 
@@ -63,6 +64,9 @@ class NativeEngine:
         use_pretuned: bool = True,
         kernel_params: Iterable[tuple[str, int]] = (),
         embd_type: str | None = None,
+        n_gpu_layers: int = 0,
+        main_gpu: int = 0,
+        low_vram: bool = False,
     ) -> None:
         """Loads the model. The options are those of bitnet.BitNet. Raises ModelFileError and
         ValidationError."""
@@ -99,6 +103,14 @@ class NativeEngine:
         )
         self._n_batch = n_batch
         self._kv_type = kv_type
+        self._gpu: dict[str, Any] = {}
+        if n_gpu_layers:
+            self._gpu = {
+                "n_gpu_layers": n_gpu_layers,
+                "main_gpu": main_gpu,
+                "low_vram": low_vram,
+                "gpu_library": gpu.required_library(n_gpu_layers),
+            }
         self._speculate = speculate
         self._max_waiting = max_waiting
         self._lock = threading.RLock()  # guards _model and _current; a garbage collection may close us
@@ -131,6 +143,9 @@ class NativeEngine:
             head_bytes=model.head_bytes,
             kv_type=kv_type,
             kv_bytes=runner.kv_bytes,
+            n_gpu_layers=runner.n_gpu_layers,
+            gpu=_gpu_name(self._gpu),
+            gpu_bytes=runner.gpu_bytes,
             has_chat_template=self._chat_template.problem is None,
             pooling=_pooling(metadata, model.architecture),
             repairs=tuple(repairs),
@@ -158,8 +173,13 @@ class NativeEngine:
             n_threads=self._n_threads,
             kv_type=self._kv_type,
             **self._tiles,
+            **self._gpu,
         )
-        scheduler = Scheduler(runner, n_batch=self._n_batch, max_waiting=self._max_waiting)
+        # A GPU that has all layers computes so many prompt tokens in hardly more time than a few.
+        prompt_tokens = GPU_PROMPT_TOKENS if runner.n_gpu_layers == model.n_layers else PROMPT_TILE
+        scheduler = Scheduler(
+            runner, n_batch=self._n_batch, max_waiting=self._max_waiting, prompt_tokens=prompt_tokens
+        )
         # Also when the engine is dropped without close, and before the interpreter ends.
         self._close = weakref.finalize(self, scheduler.close)
         self._current: Scheduler | None = scheduler
@@ -340,6 +360,13 @@ class NativeEngine:
         if scheduler is not None:
             self._close()
             scheduler.close()  # waits, should another thread be closing
+
+
+def _gpu_name(options: Mapping[str, Any]) -> str:
+    if not options:
+        return ""
+    devices, _ = _native.gpu_devices(options["gpu_library"])
+    return devices[options["main_gpu"]].name
 
 
 def _pooling(metadata: Mapping[str, Any], architecture: str) -> Pooling | None:
