@@ -18,6 +18,8 @@
 namespace bitnet::cuda {
 
 constexpr int kMinCapability = 75;   // int8 tensor cores
+// Wider rows are normalised by a kernel of their own: blocks that hold them would leave processors too little to do.
+constexpr size_t kMaxOneShared = 64 << 10;  // Turing has no more
 // Decode steps of up to this many tokens are captured as graphs.
 constexpr int kMaxGraphTokens = 64;
 // A sequence's new tokens from which on attention goes by attend_tile.
@@ -183,7 +185,7 @@ private:
         }
         operand_stride_ = std::max(round_up(widest_, kChunk), has_head_ ? static_cast<size_t>(m_.head_stride) : 0);
         score_outputs_ = static_cast<size_t>(std::min(options_.max_batch_tokens, kScoreOutputs));
-        plan_.activations = tokens * (sizeof(float) * (3 * hidden + 2 * q + 2 * kv + 2 * ffn + 2) + operand_stride_ + 16);
+        plan_.activations = tokens * (sizeof(float) * (4 * hidden + 2 * q + 2 * kv + 2 * ffn + 2) + operand_stride_ + 16);
         if (spare_rows_) plan_.activations += tokens * sizeof(float) * widest_;
         if (has_head_) plan_.activations += sizeof(float) * score_outputs_ * vocab;
         plan_.activations += tokens * sizeof(float) * static_cast<size_t>(m_.n_rot + 16);
@@ -218,6 +220,7 @@ private:
         const auto floats = [&](size_t count) { return Buffer(sizeof(float) * count, "activations"); };
         kv_ = Buffer(block_bytes_ * static_cast<size_t>(options_.n_blocks), "keys and values", options_.kv_on_host);
         x_ = floats(n * hidden);
+        other_x_ = floats(n * hidden);
         projected_ = floats(n * hidden);
         hidden_ = floats(n * hidden);
         q_ = floats(n * q);
@@ -252,8 +255,7 @@ private:
         const auto allow = [this](auto* kernel) {
             check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(processors_.shared_bytes)), "setting up kernels");
         };
-        allow(add_norm_quantise);
-        allow(activate_norm_quantise);
+        allow(norm_quantise);
         allow(final_norm);
         allow(quantise_hidden);
         allow(attend);
@@ -392,36 +394,32 @@ private:
         else
             check(cudaMemcpyAsync(x_.as<float>(), out_host_.as<float>(), row_bytes * n, cudaMemcpyHostToDevice, stream_), "sending a step");
 
-        const Operand hidden = operand(m_.hidden_size), attended = operand(m_.n_heads * m_.head_dim), ffn = operand(m_.ffn_size);
-        const float *projected = projected_.as<float>(), *no_floats = nullptr;
+        const int q_size = m_.n_heads * m_.head_dim;
+        float *x = x_.as<float>(), *other = other_x_.as<float>();  // the residual stream, and where its next state goes
+        float* projected = projected_.as<float>();
         for (int i = 0; i < m_.n_layers; i++) {
             const LayerWeights& w = layers_[static_cast<size_t>(i)];
-            launch(stream_, add_norm_quantise, dim3(n), kRowThreads, row_shared(), x_.as<float>(), i > 0 ? projected : no_floats,
-                   Norm{w.attn_norm, m_.hidden_size, m_.norm_eps}, hidden, spare_.as<float>(), flag_.as<int>());
-            multiply(w.qkv, hidden, {q_.as<float>(), k_.as<float>(), v_.as<float>()}, shape.n_tokens);
+            multiply(w.qkv, {x, i > 0 ? projected : nullptr, i > 0 ? other : nullptr, 0}, {w.attn_norm, m_.hidden_size, m_.norm_eps},
+                     {q_.as<float>(), k_.as<float>(), v_.as<float>()}, shape.n_tokens);
+            if (i > 0) std::swap(x, other);
             const KvLayer kv{kv_.as<uint8_t>() + static_cast<size_t>(i) * static_cast<size_t>(m_.n_kv_heads) * 2 * part_bytes_, block_bytes_, part_bytes_,
                              m_.n_kv_heads, m_.head_dim, options_.kv_q8_0 != 0};
             launch(stream_, rope_and_store, dim3(n), kRowThreads, 0, q_.as<float>(), k_.as<float>(), static_cast<const float*>(v_.as<float>()), m_.n_heads, step, kv);
             attention(shape, step, kv);
-            launch(stream_, add_norm_quantise, dim3(n), kRowThreads, row_shared(), attended_.as<float>(), no_floats,
-                   Norm{w.attn_sub_norm, m_.n_heads * m_.head_dim, m_.norm_eps}, attended, spare_.as<float>(), flag_.as<int>());
-            multiply(w.o, attended, {projected_.as<float>()}, shape.n_tokens);
-            launch(stream_, add_norm_quantise, dim3(n), kRowThreads, row_shared(), x_.as<float>(), projected, Norm{w.ffn_norm, m_.hidden_size, m_.norm_eps},
-                   hidden, spare_.as<float>(), flag_.as<int>());
-            multiply(w.gate_up, hidden, {gate_.as<float>(), up_.as<float>()}, shape.n_tokens);
-            launch(stream_, activate_norm_quantise, dim3(n), kRowThreads, row_shared(), static_cast<const float*>(gate_.as<float>()),
-                   static_cast<const float*>(up_.as<float>()), m_.silu != 0, Norm{w.ffn_sub_norm, m_.ffn_size, m_.norm_eps}, ffn, spare_.as<float>(), flag_.as<int>());
-            multiply(w.down, ffn, {projected_.as<float>()}, shape.n_tokens);
+            multiply(w.o, {attended_.as<float>(), nullptr, nullptr, 0}, {w.attn_sub_norm, q_size, m_.norm_eps}, {projected}, shape.n_tokens);
+            multiply(w.gate_up, {x, projected, other, 0}, {w.ffn_norm, m_.hidden_size, m_.norm_eps}, {gate_.as<float>(), up_.as<float>()}, shape.n_tokens);
+            std::swap(x, other);
+            multiply(w.down, {gate_.as<float>(), up_.as<float>(), nullptr, m_.silu ? 2 : 1}, {w.ffn_sub_norm, m_.ffn_size, m_.norm_eps}, {projected}, shape.n_tokens);
         }
 
-        const float* result = x_.as<float>();
+        const float *result = x, *last = projected;
         if (m_.is_whole) {
             if (shape.n_outputs > 0)
-                launch(stream_, final_norm, dim3(static_cast<unsigned>(shape.n_outputs)), kRowThreads, row_shared(), result, projected, ints(shape.outputs),
+                launch(stream_, final_norm, dim3(static_cast<unsigned>(shape.n_outputs)), kRowThreads, row_shared(), result, last, ints(shape.outputs),
                        Norm{output_norm_, m_.hidden_size, m_.norm_eps}, hidden_.as<float>(), spare_.as<float>(), flag_.as<int>());
             result = hidden_.as<float>();
         } else {
-            launch(stream_, add_rows, dim3(n), kRowThreads, 0, x_.as<float>(), projected, m_.hidden_size);
+            launch(stream_, add_rows, dim3(n), kRowThreads, 0, x, last, m_.hidden_size);
         }
         const int rows = rows_out(shape);
         if (rows > 0)
@@ -430,9 +428,18 @@ private:
         check(cudaMemsetAsync(flag_.as<int>(), 0, sizeof(int), stream_), "clearing a flag");
     }
 
-    void multiply(Products products, const Operand& x, std::initializer_list<float*> results, int n_tokens) {
+    // y = products * quantise(norm(source)). `source.sum` is not source.x: blocks read one while another writes.
+    void multiply(Products products, const RowSource& source, const Norm& norm, std::initializer_list<float*> results, int n_tokens) {
         int i = 0;
         for (float* y : results) products.p[i++].y = y;
+        if (n_tokens == 1 && one_shared_bytes(norm.n) <= kMaxOneShared) {
+            const int split = split_of(products, processors_);
+            launch(stream_, multiply_one, dim3(static_cast<unsigned>(product_blocks(products, 8 / split))), kFewThreads, one_shared_bytes(norm.n), products,
+                   source, norm, split, flag_.as<int>());
+            return;
+        }
+        const Operand x = operand(norm.n);
+        launch(stream_, norm_quantise, dim3(static_cast<unsigned>(n_tokens)), kRowThreads, row_shared(), source, norm, x, spare_.as<float>(), flag_.as<int>());
         launch_products(stream_, processors_, products, x, n_tokens);
     }
 
@@ -542,7 +549,7 @@ private:
     Int8Head int8_head_{};
 
     Buffer kv_;         // as kv/kv_store.h has it
-    Buffer x_, projected_, hidden_, q_, attended_, k_, v_, gate_, up_;  // f32 [max_batch_tokens][...], as in model/runner.h
+    Buffer x_, other_x_, projected_, hidden_, q_, attended_, k_, v_, gate_, up_;  // f32 [max_batch_tokens][...], as in model/runner.h
     Buffer operand_, scales_, sums_, spare_;
     Buffer scores_;     // [score_outputs_][vocab]
     Buffer flag_;       // something was not finite

@@ -38,21 +38,30 @@ inline void allow_products(const Processors& processors) {
     const auto allow = [&](auto* kernel) {
         check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(processors.shared_bytes)), "setting up kernels");
     };
+    allow(multiply_one);
     allow(multiply_many<64, 4>);
     allow(multiply_many<128, 2>);
     allow(multiply_many<128, 4>);
 }
 
+inline int product_blocks(const Products& products, int tiles_per_block) {
+    int n = 0;
+    for (const Product& product : products.p) n += (product.n_tiles + tiles_per_block - 1) / tiles_per_block;
+    return n;
+}
+
+// Warps that share a row tile: enough for two blocks on each processor.
+inline int split_of(const Products& products, const Processors& processors) {
+    int split = 1;
+    while (split < 8 && product_blocks(products, 8 / split) < 2 * processors.count) split *= 2;
+    return split;
+}
+
 // All products with the operand of n_tokens tokens; unused ones have no tiles.
 inline void launch_products(cudaStream_t stream, const Processors& processors, const Products& products, const Operand& x, int n_tokens) {
-    const auto blocks = [&](int tiles_per_block) {
-        int n = 0;
-        for (const Product& product : products.p) n += (product.n_tiles + tiles_per_block - 1) / tiles_per_block;
-        return n;
-    };
+    const auto blocks = [&](int tiles_per_block) { return product_blocks(products, tiles_per_block); };
     if (n_tokens <= kFewTokens) {
-        int split = 1;  // warps that share a tile: enough for two blocks on each processor
-        while (split < 8 && blocks(8 / split) < 2 * processors.count) split *= 2;
+        const int split = split_of(products, processors);
         const auto few = [&](auto* kernel, int tiles) {
             launch(stream, kernel, dim3(static_cast<unsigned>(blocks(8 / split)), static_cast<unsigned>((n_tokens + 8 * tiles - 1) / (8 * tiles))), kFewThreads,
                    static_cast<size_t>(tiles) * 4096, products, x, n_tokens, split);

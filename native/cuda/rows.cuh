@@ -101,35 +101,36 @@ BITNET_KERNEL(kRowThreads) embed(DenseRows rows, const int* tokens, int n, float
     for (int i = static_cast<int>(threadIdx.x); i < n; i += static_cast<int>(blockDim.x)) out[i] = element(rows.type, row, i);
 }
 
-// x += added (if not null); out = quantise(norm(x))
-BITNET_KERNEL(kRowThreads) add_norm_quantise(float* x, const float* added, Norm norm, Operand out, float* spare, int* not_finite) {
-    const int token = static_cast<int>(blockIdx.x);
-    float* row = row_buffer(spare, norm.n);
-    float* source = x + static_cast<size_t>(token) * norm.n;
-    for (int i = static_cast<int>(threadIdx.x); i < norm.n; i += static_cast<int>(blockDim.x)) {
-        float value = source[i];
-        if (added) source[i] = value = value + added[static_cast<size_t>(token) * norm.n + i];
+// What a row is made of before its norm: x + added, or activation(gate) * up.
+struct RowSource {
+    const float* x;       // [n_tokens][n]; the gate of an activation
+    const float* added;   // or null; what an activation is multiplied with
+    float* sum;           // where x + added is kept, or null
+    int activation;       // 0: none, 1: relu2, 2: silu
+};
+
+BITNET_DEVICE void fill_row(float* row, const RowSource& source, int n, int token, bool keep) {
+    const size_t base = static_cast<size_t>(token) * n;
+    for (int i = static_cast<int>(threadIdx.x); i < n; i += static_cast<int>(blockDim.x)) {
+        float value = source.x[base + i];
+        if (source.activation == 2) {
+            value = value / (1.0f + exponential(-value)) * source.added[base + i];
+        } else if (source.activation == 1) {
+            const float positive = larger(0.0f, value);
+            value = positive * positive * source.added[base + i];
+        } else if (source.added) {
+            value = value + source.added[base + i];
+        }
         row[i] = value;
+        if (keep && source.sum) source.sum[base + i] = value;
     }
-    normalise_and_quantise(row, norm, out, token, not_finite);
 }
 
-// out = quantise(norm(activation(gate) * up))
-BITNET_KERNEL(kRowThreads) activate_norm_quantise(const float* gate, const float* up, bool silu, Norm norm, Operand out, float* spare,
-                                                         int* not_finite) {
-    const int token = static_cast<int>(blockIdx.x);
+// out = quantise(norm(source))
+BITNET_KERNEL(kRowThreads) norm_quantise(RowSource source, Norm norm, Operand out, float* spare, int* not_finite) {
     float* row = row_buffer(spare, norm.n);
-    const size_t base = static_cast<size_t>(token) * norm.n;
-    for (int i = static_cast<int>(threadIdx.x); i < norm.n; i += static_cast<int>(blockDim.x)) {
-        const float g = gate[base + i], u = up[base + i];
-        if (silu) {
-            row[i] = g / (1.0f + exponential(-g)) * u;
-        } else {
-            const float positive = larger(0.0f, g);
-            row[i] = positive * positive * u;
-        }
-    }
-    normalise_and_quantise(row, norm, out, token, not_finite);
+    fill_row(row, source, norm.n, static_cast<int>(blockIdx.x), true);
+    normalise_and_quantise(row, norm, out, static_cast<int>(blockIdx.x), not_finite);
 }
 
 // hidden [n_outputs][n] = norm(x + added) of the tokens `outputs`.

@@ -135,6 +135,71 @@ BITNET_KERNEL(kFewThreads) multiply_few(Products products, Operand x, int n_toke
     }
 }
 
+// One token, whose row is made, normalised and quantised right here, by every block for itself: that costs less than a
+// launch, and meanwhile the first weights are on their way. Otherwise as multiply_few<1>.
+// Shared memory: one_shared_bytes.
+constexpr size_t one_shared_bytes(int n) {
+    return sizeof(float) * (kRowScratch + static_cast<size_t>(n)) + static_cast<size_t>((n + kChunk - 1) / kChunk * kChunk) + 32 + kFewThreads / kWarp * kTileRows * 4 + 32;
+}
+
+BITNET_KERNEL(kFewThreads) multiply_one(Products products, RowSource source, Norm norm, int split, int* not_finite) {
+    constexpr int kAhead = 4;
+    const int warp = static_cast<int>(threadIdx.x) / kWarp, lane = static_cast<int>(threadIdx.x) % kWarp, g = lane / 4, t = lane % 4;
+    const int tiles_per_block = kFewThreads / kWarp / split;
+    int group = static_cast<int>(blockIdx.x);
+    const Product product = product_of(products, group, tiles_per_block);
+    const int tile = group * tiles_per_block + warp / split;
+    const uint4* weights = product.tiles + static_cast<size_t>(tile < product.n_tiles ? tile : 0) * products.n_chunks * kWarp + lane;
+    uint4 w[kAhead];
+    const auto load = [&](int from) {
+        BITNET_UNROLL for (int i = 0; i < kAhead; i++) {
+            const int chunk = from + i * split;
+            if (chunk < products.n_chunks) w[i] = load_streaming(weights + static_cast<size_t>(chunk) * kWarp);
+        }
+    };
+    load(warp % split);
+
+    float* row = reinterpret_cast<float*>(row_scratch() + kRowScratch);
+    float* scale = row + (norm.n + 3) / 4 * 4;  // and the sum behind it
+    int* parts = reinterpret_cast<int*>(scale + 4);  // [warp 8][row 16]
+    int8_t* values = reinterpret_cast<int8_t*>(parts + kFewThreads / kWarp * kTileRows);
+    const Operand x{values, static_cast<size_t>(products.n_chunks) * kChunk, scale, reinterpret_cast<int*>(scale + 1), false};
+    fill_row(row, source, norm.n, 0, blockIdx.x == 0);
+    normalise_and_quantise(row, norm, x, 0, not_finite);
+    __syncthreads();
+
+    int sums[4] = {0, 0, 0, 0};
+    for (int from = warp % split; from < products.n_chunks; from += split * kAhead) {
+        if (from >= split) load(from);  // the first are there
+        BITNET_UNROLL for (int i = 0; i < kAhead; i++) {
+            const int chunk = from + i * split;
+            if (chunk >= products.n_chunks) break;
+            uint4 low = make_uint4(0, 0, 0, 0), high = low;  // of the eight columns of a tile the token is the first
+            if (g == 0) {
+                const uint4* operand = reinterpret_cast<const uint4*>(values + chunk * kChunk + t * 32);
+                low = operand[0];
+                high = operand[1];
+            }
+            const uint32_t b[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
+            BITNET_UNROLL for (int f = 0; f < 4; f++)
+                multiply_tile<true>(sums, w[i].x >> 2 * f & kCodeMask, w[i].y >> 2 * f & kCodeMask, w[i].z >> 2 * f & kCodeMask, w[i].w >> 2 * f & kCodeMask,
+                                    b[2 * f], b[2 * f + 1]);
+        }
+    }
+    if (t == 0) {  // column 0
+        parts[warp * kTileRows + g] = sums[0];
+        parts[warp * kTileRows + g + 8] = sums[2];
+    }
+    __syncthreads();
+    for (int i = static_cast<int>(threadIdx.x); i < tiles_per_block * kTileRows; i += kFewThreads) {
+        const int row_index = group * tiles_per_block * kTileRows + i;
+        if (row_index >= product.rows) continue;
+        int sum = 0;
+        for (int s = 0; s < split; s++) sum += parts[(i / kTileRows * split + s) * kTileRows + i % kTileRows];
+        write_product(product, x, row_index, 0, sum);
+    }
+}
+
 constexpr int kManyThreads = 256;
 constexpr int kManyTiles = 8;         // row tiles of a block: 128 rows
 constexpr int kOperandPitch = 144;    // bytes between tokens in shared memory: no bank is met twice
