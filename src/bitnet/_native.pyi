@@ -252,8 +252,8 @@ def gpu_devices(library: str) -> tuple[list[GpuDevice], str]:
 def gpu_product(
     library: str, device: int, codes: NDArray[np.int8], x: NDArray[np.int8], timed: bool = False
 ) -> tuple[NDArray[np.float32], float, int, float]:
-    """codes [rows, cols] (-1, 0, 1) times x [n, cols] on a GPU: the exact sums [n, rows]. If timed: seconds of
-    one product with weights that come from memory, the bytes of those, and the bytes a second (read and
+    """codes [rows, cols] (-1, 0, 1) times x [n, cols] on a GPU: the exact sums [n, rows]. If timed: seconds
+    of one product with weights that come from memory, the bytes of those, and the bytes a second (read and
     written) of a copy within the device's memory. Raises DeviceError."""
 
 def cpu_kernels() -> list[str]:

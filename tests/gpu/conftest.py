@@ -1,4 +1,4 @@
-"""The CUDA library, built for this machine's processor: the same kernels and host code, on an emulated device."""
+"""The CUDA library built for this machine's processor: the same kernels and host code, emulated."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What goes wrong with a GPU is said with the numbers and the setting to change; nothing is computed wrongly."""
+"""What goes wrong with a GPU is said with the numbers and the setting to change; never a wrong token."""
 
 from __future__ import annotations
 

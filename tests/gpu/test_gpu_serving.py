@@ -1,4 +1,4 @@
-"""BitNet with layers on the emulated device: the same answers as without, through everything that is built on it."""
+"""BitNet with layers on the emulated device: the same answers as without, in everything built on it."""
 
 from __future__ import annotations
 

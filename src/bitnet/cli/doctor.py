@@ -105,11 +105,12 @@ def _described(report: dict[str, Any]) -> str:
         lines.append(f"  none      {printable(gpu['problem'])}")
     for index, device in enumerate(gpu["devices"]):
         kind = "emulated by this machine's processor, for tests" if device["emulated"] else ""
+        problem = printable(device["problem"])
         lines += [
             f"  {index}         {printable(device['name'])}" + (f" ({kind})" if kind else ""),
             f"            compute capability {device['capability']}, {device['n_processors']} processors, "
             f"{size_text(device['free_bytes'])} of {size_text(device['total_bytes'])} free",
-            f"            {'cannot be used: ' + printable(device['problem']) if device['problem'] else 'can be used'}",
+            f"            {f'cannot be used: {problem}' if problem else 'can be used'}",
         ]
     lines += ["", f"Used: {printable(report['used'])}"]
     return "\n".join(lines) + "\n"
@@ -136,7 +137,9 @@ def _check(path: Any, found: Gpus, main_gpu: int, report: dict[str, Any], *, sho
             write("  not timed: the device is emulated\n")
         return failed
     for speed in gpu_check.speeds(path, found.library, main_gpu):
-        report["speeds"].append({"name": speed.name, "detail": speed.detail})
+        report["speeds"].append(
+            {"name": speed.name, "value": speed.value, "unit": speed.unit, "detail": speed.detail}
+        )
         if shown:
             write(f"  {'time':8}{speed.name}: {speed.detail}\n")
     return failed

@@ -35,9 +35,11 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class Speed:
-    """One measurement; it stands beside a check of the same kernels."""
+    """One measurement; it stands beside a check of the same kernels. value: in `unit`."""
 
     name: str
+    value: float
+    unit: str
     detail: str
 
 
@@ -126,17 +128,19 @@ def _forward(cpu: _Sequence, gpu: _Sequence, vocab_size: int, name: str) -> Resu
 def speeds(path: Path, library: str, device: int) -> Iterator[Speed]:
     """Time the GPU on a model, one measurement after the other."""
     model = _native.Model(_native.ModelFile(str(path)))
-    rows, cols = max(_shapes(model), key=lambda shape: shape[0] * shape[1])
+    rows, cols = 2 * model.ffn_size, model.hidden_size  # gate and up, which are computed together
     codes = np.random.default_rng(0).integers(-1, 2, (rows, cols), np.int8)
     x = np.ones((1, cols), np.int8)
     _, seconds, n_bytes, copy = _native.gpu_product(library, device, codes, x, timed=True)
+    share = 100 * n_bytes / seconds / copy
     yield Speed(
-        f"product {rows} x {cols}, 1 token",
-        f"{seconds * 1e6:.1f} us, {n_bytes / seconds / 1e9:.0f} GB/s of weights, "
-        f"{100 * n_bytes / seconds / copy:.0f} % of a copy's {copy / 1e9:.0f} GB/s",
+        "product",
+        share,
+        "% of a copy's bandwidth",
+        f"{rows} x {cols}, 1 token: {seconds * 1e6:.1f} us, {n_bytes / seconds / 1e9:.0f} GB/s of weights, "
+        f"{share:.0f} % of a copy's {copy / 1e9:.0f} GB/s",
     )
     context = min(512, model.context_length)
-    n_chunk = min(512, context)
     for n_batch in (1, 64):
         n_blocks = -(-context // _BLOCK)
         runner = _native.Runner(
@@ -148,14 +152,17 @@ def speeds(path: Path, library: str, device: int) -> Iterator[Speed]:
             gpu_library=library,
         )
         if n_batch == 1:
-            yield Speed(
-                "prefill", f"{n_chunk / _prefill(runner, n_chunk):.0f} tokens/s in steps of {n_chunk}"
-            )
-        seconds = _decode(runner, n_batch, n_blocks, n_steps=min(64, context // 2), start=context // 2)
-        yield Speed(
-            f"decode, {n_batch} together",
-            f"{seconds * 1e3:.3f} ms a step, {n_batch / seconds:.0f} tokens/s, greedy, from {context // 2} tokens on",
+            rate = context / _prefill(runner, context)
+            yield Speed("prefill", rate, "tokens/s", f"{rate:.0f} tokens/s in one step of {context}")
+        start = context // 2
+        seconds = _decode(runner, n_batch, n_blocks, n_steps=min(64, start), start=start)
+        detail = (
+            f"{seconds * 1e3:.3f} ms a step, {n_batch / seconds:.0f} tokens/s, from {start} tokens on, greedy"
         )
+        if n_batch == 1:
+            yield Speed("decode", seconds * 1e3, "ms a token", detail)
+        else:
+            yield Speed(f"decode of {n_batch} together", n_batch / seconds, "tokens/s", detail)
 
 
 def _prefill(runner: _native.Runner, n_tokens: int) -> float:

@@ -366,7 +366,8 @@ def _gpu_name(options: Mapping[str, Any]) -> str:
     if not options:
         return ""
     devices, _ = _native.gpu_devices(options["gpu_library"])
-    return devices[options["main_gpu"]].name
+    name: str = devices[options["main_gpu"]].name
+    return name
 
 
 def _pooling(metadata: Mapping[str, Any], architecture: str) -> Pooling | None:
