@@ -96,7 +96,7 @@ public:
         check(cudaSetDevice(options_.device), "choosing the device");
         uint8_t* base = kv_.as<uint8_t>();
         check(cudaMemcpyAsync(base + static_cast<size_t>(target) * block_bytes_, base + static_cast<size_t>(source) * block_bytes_, block_bytes_,
-                              cudaMemcpyDeviceToDevice, stream_),
+                              cudaMemcpyDefault, stream_),
               "copying a block of keys and values");
         check(cudaStreamSynchronize(stream_), "copying a block of keys and values");
     }
@@ -250,12 +250,16 @@ private:
         step_host_ = Staging(bytes, "a step's tokens");
     }
 
-    // Every kernel may have as much shared memory as the device allows.
+    // Every kernel of a step may have as much shared memory as the device allows. It is loaded thereby, too, which must not
+    // happen while a step is captured.
     void allow_shared_memory() {
         const auto allow = [this](auto* kernel) {
             check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(processors_.shared_bytes)), "setting up kernels");
         };
+        allow(embed);
         allow(norm_quantise);
+        allow(rope_and_store);
+        allow(add_rows);
         allow(final_norm);
         allow(quantise_hidden);
         allow(attend);

@@ -39,6 +39,9 @@ inline void allow_products(const Processors& processors) {
         check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(processors.shared_bytes)), "setting up kernels");
     };
     allow(multiply_one);
+    allow(multiply_few<1>);
+    allow(multiply_few<2>);
+    allow(multiply_few<4>);
     allow(multiply_many<64, 4>);
     allow(multiply_many<128, 2>);
     allow(multiply_many<128, 4>);

@@ -66,7 +66,6 @@ private:
     const float* approximate(int index);
     std::vector<FoundToken> search(const LogitRow& row, size_t count, const std::vector<uint32_t>& mask);
 
-private:
     const Model& model_;
     const Kernels& kernels_;
     ThreadPool& pool_;

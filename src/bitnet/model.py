@@ -379,7 +379,9 @@ class BitNet:
 
     def _deferred(self, request: Request) -> Generation:
         lease, timeout = self._lease, self._timeout
-        return DeferredGeneration(lambda: _submit(lease, request, timeout))
+        return DeferredGeneration(
+            lambda: _submit(lease, request, timeout), lambda: lease.submits_at_once(request)
+        )
 
     def tokenize(self, text: str, *, add_special: bool = True, parse_special: bool = False) -> list[int]:
         """Token ids of `text`.

@@ -182,6 +182,9 @@ class FakeEngine:
             thread.start()
         return Generation(gathering.outlet, lambda: None, owner=self)
 
+    def submits_at_once(self, request: Request) -> bool:
+        return False  # a reply may be a function, which may take its time
+
     def _run(self, answer: _Answer) -> None:
         answer.run()
         with self._lock:

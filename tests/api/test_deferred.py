@@ -1,4 +1,4 @@
-"""Answers asked for in an event loop begin in a thread: nothing of a request is done while the loop waits."""
+"""Answers asked for in an event loop begin in a thread, but for those that begin in no time."""
 
 from __future__ import annotations
 
@@ -11,8 +11,11 @@ from typing import Any
 import pytest
 
 from bitnet import BitNet, CancelledError, EngineClosedError, OverloadedError
-from bitnet.engines.generation import DeferredGeneration
+from bitnet.engines.generation import DeferredGeneration, Generation
 from bitnet.testing import FakeEngine, FakeReply
+from bitnet.values import Request
+
+TOOL = {"type": "function", "function": {"name": "now", "description": "The time."}}
 
 Wait = Callable[[Callable[[], bool]], None]
 
@@ -136,3 +139,72 @@ def test_threads_that_ask_at_once_begin_it_once() -> None:
         for thread in threads:
             thread.join()
         assert len(engine.requests) == 1
+
+
+class AtOnce(FakeEngine):
+    """One that says that it submits within no time, and notes the threads that it does so on."""
+
+    def __init__(self, reply: Any) -> None:
+        super().__init__(reply)
+        self.threads: list[threading.Thread] = []
+
+    def submits_at_once(self, request: Request) -> bool:
+        return True
+
+    def submit(self, request: Request) -> Generation:
+        self.threads.append(threading.current_thread())
+        return super().submit(request)
+
+
+def test_what_takes_no_time_begins_in_the_loop() -> None:
+    engine = AtOnce("Hello")
+    with BitNet.from_engine(engine) as model:
+        assert asyncio.run(model.astream("Hi").aresult()).text == "Hello"
+    assert engine.threads == [threading.current_thread()]
+
+
+def test_an_error_of_a_start_in_the_loop_stays() -> None:
+    engine = AtOnce([FakeReply(refuse=OverloadedError("busy")), "not reached"])
+
+    async def ask() -> None:
+        generation = model.astream("Hi")
+        for _ in range(2):
+            with pytest.raises(OverloadedError, match="busy"):
+                await generation.aresult()
+
+    with BitNet.from_engine(engine) as model:
+        asyncio.run(ask())
+    assert len(engine.requests) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"prompt": "Hi"}, True),
+        ({"prompt": "word " * 1000}, False),
+        ({"prompt": [1] * 100}, True),
+        ({"prompt": [1] * 2000}, False),
+        ({"messages": [{"role": "user", "content": "Hi"}]}, True),
+        ({"messages": [{"role": "user", "content": "word " * 1000}]}, False),
+        (
+            {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hi"}] * 20},
+            False,
+        ),
+        ({"prompt": "Hi", "response_format": {"type": "json_object"}}, False),
+        ({"messages": [{"role": "user", "content": "Hi"}], "tools": [TOOL]}, False),
+        ({"messages": [{"role": "user", "content": "Hi"}], "tools": [TOOL], "tool_choice": "none"}, True),
+        ({"prompt": "Hi", "n": 2}, False),
+    ],
+)
+def test_requests_that_begin_in_the_loop(options: dict[str, Any], expected: bool) -> None:
+    prompt, messages = options.pop("prompt", None), options.pop("messages", None)
+    request = Request.build(prompt=prompt, messages=messages, options=options)
+    with BitNet() as model:
+        assert model._lease.submits_at_once(request) is expected
+    assert model._lease.submits_at_once(request) is False  # closed: it would have to load
+
+
+def test_a_model_that_is_not_loaded_is_not_loaded_in_the_loop() -> None:
+    with BitNet(lazy=True) as model:
+        assert not model._lease.submits_at_once(Request.build(prompt="Hi", options={}))
+        assert asyncio.run(model.agenerate("Hi", max_tokens=1)).token_ids

@@ -23,6 +23,9 @@ class Engine(Protocol):
         """Start answering. Raises ValidationError, ContextOverflowError, ChatTemplateError, OverloadedError
         and EngineClosedError; what goes wrong later is raised by the Generation."""
 
+    def submits_at_once(self, request: Request) -> bool:
+        """Whether an event loop may call `submit`, because it takes a millisecond or two at most."""
+
     def tokenize(self, text: str, *, add_special: bool = True, parse_special: bool = False) -> list[int]:
         """Token ids of `text`. add_special: with the tokens the model expects around a text.
         parse_special: special tokens written out in the text become those tokens."""

@@ -236,8 +236,10 @@ class DeferredGeneration(Generation):
     stand still. Errors of the start are raised where it is first asked, and each time after that.
     """
 
-    def __init__(self, start: Callable[[], Generation]) -> None:
+    def __init__(self, start: Callable[[], Generation], at_once: Callable[[], bool]) -> None:
+        """at_once: whether `start` is so quick that an event loop may call it."""
         self._start = start
+        self._at_once = at_once
         self._lock = threading.Lock()  # held while it starts
         self._inner: Generation | None = None
         self._error: BaseException | None = None
@@ -262,6 +264,8 @@ class DeferredGeneration(Generation):
     async def _abegin(self) -> Generation:
         if self._inner is not None:
             return self._inner
+        if self._at_once() and not self._lock.locked():
+            return self._begin()
         try:
             return await asyncio.to_thread(self._begin)
         except asyncio.CancelledError:

@@ -41,6 +41,9 @@ logger = logging.getLogger("bitnet")
 # Enough for most conversations, and a key/value store that small machines can hold.
 DEFAULT_N_CTX = 2048
 GPU_PROMPT_TOKENS = 256  # not tuned on a device yet
+# Prompts up to this size become tokens within the event loop that asks; see `submits_at_once`.
+_MAX_CHARACTERS_AT_ONCE = 1000
+_CHARACTERS_AROUND_A_MESSAGE = 50  # what a template's work for a message is worth
 KV_BLOCK_SIZE = 32  # positions; Runner.block_size, needed before there is a Runner
 
 
@@ -232,6 +235,16 @@ class NativeEngine:
         scheduler = self._scheduler
         scheduler.submit(*sequences)
         return Generation(gathering.outlet, scheduler.notice_cancel, owner=self)
+
+    def submits_at_once(self, request: Request) -> bool:
+        # To compile a grammar takes longer, and so does to make tokens of a long text.
+        if request.n > 1 or request.response_format is not None or request.callable_tools:
+            return False
+        messages = request.messages or ()
+        if any(message.tool_calls for message in messages):
+            return False
+        n_characters = sum(len(message.content) + _CHARACTERS_AROUND_A_MESSAGE for message in messages)
+        return n_characters + len(request.prompt or request.token_ids or ()) <= _MAX_CHARACTERS_AT_ONCE
 
     def _constraint(self, request: Request) -> Constraint | None:
         if request.callable_tools:

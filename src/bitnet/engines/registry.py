@@ -191,6 +191,14 @@ class Lease:
             abandon(generation, _closed_early())
         return generation
 
+    def submits_at_once(self, request: Request) -> bool:
+        """Whether `submit` neither loads nor waits, so that an event loop may call it."""
+        entry = self._entry
+        engine = entry.engine
+        if engine is None or entry.dropped or entry.lock.locked():
+            return False
+        return engine.submits_at_once(request)
+
     def close(self) -> None:
         """Give the lease back; its generations end with EngineClosedError. May be repeated."""
         with _locked():

@@ -8,7 +8,7 @@ import logging
 import signal
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from types import FrameType
@@ -58,11 +58,20 @@ def run(app: FastAPI, listening: Listening) -> None:
     """
     sock = _listen(listening.host, listening.port)
     try:
-        forced = asyncio.run(_serve(app, sock, listening))
+        forced = _run(_serve(app, sock, listening))
     finally:
         sock.close()
     if forced:
         raise KeyboardInterrupt
+
+
+def _run(main: Coroutine[Any, Any, bool]) -> bool:
+    """In a new event loop, that of uvloop where there is one: it takes less time per request and token."""
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.run(main)
+    return uvloop.run(main)
 
 
 def _listen(host: str, port: int) -> socket.socket:

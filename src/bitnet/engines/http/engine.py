@@ -180,6 +180,9 @@ class HttpEngine:
             cancel = loop.spawn(answering.run(), ended, self._timeout.total_seconds)
         return Generation(outlet, cancel, owner=self)
 
+    def submits_at_once(self, request: Request) -> bool:
+        return False  # the first one waits for the thread of the client's loop
+
     def tokenize(self, text: str, *, add_special: bool = True, parse_special: bool = False) -> list[int]:
         server = self._server()
         if server.kind == "vllm":
