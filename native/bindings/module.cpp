@@ -247,6 +247,30 @@ nb::object encode_rows(FloatRows values, const std::string& name) {
 }
 
 // ---- models and runners -------------------------------------------------------------------------------------------------
+using CodeRows = nb::ndarray<const int8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+
+// codes [rows, cols] (-1, 0, 1) times x [n_tokens, cols] on a GPU.
+nb::tuple gpu_product(const std::string& library, int device, CodeRows codes, CodeRows x, bool timed) {
+    const size_t rows = codes.shape(0), cols = codes.shape(1), tokens = x.shape(0);
+    if (rows == 0 || cols == 0 || tokens == 0 || x.shape(1) != cols || cols > 131072 || rows > 1u << 24 || tokens > 65536)
+        throw InvalidRequestError("codes must be [rows, cols] and x [n_tokens, cols], with cols up to 131072 and n_tokens up to 65536");
+    float* data;
+    auto y = own_array<float, 2>({tokens, rows}, &data);
+    BitnetGpuTiming timing{};
+    {
+        nb::gil_scoped_release release;
+        TernaryWeights w;
+        w.rows = static_cast<int32_t>(rows);
+        w.cols = static_cast<int32_t>(cols);
+        std::vector<uint8_t> panels(n9_bytes(w.rows, w.cols));
+        for (size_t row = 0; row < rows; row += kPanelRows)
+            pack_n9_panel(codes.data() + row * cols, static_cast<int32_t>(std::min<size_t>(kPanelRows, rows - row)), w.cols,
+                          panels.data() + row / kPanelRows * n9_bytes(kPanelRows, w.cols));
+        w.panels = panels.data();
+        GpuLibrary::open(library)->product(device, w, x.data(), static_cast<int>(tokens), data, timed ? &timing : nullptr);
+    }
+    return nb::make_tuple(nb::cast(y), timing.seconds, timing.weight_bytes, timing.copy_bytes_per_second);
+}
 
 std::shared_ptr<Model> load(std::shared_ptr<GgufFile> file, int n_threads, bool use_mmap, bool use_mlock, const std::string& cache_path,
                             const std::string& embd_type, const std::string& layout, const TileRows& tl_tiles, const std::string& activation,
@@ -267,7 +291,8 @@ std::shared_ptr<Model> load(std::shared_ptr<GgufFile> file, int n_threads, bool 
 }
 
 std::shared_ptr<Runner> new_runner(std::shared_ptr<Model> model, int n_blocks, int max_batch_tokens, int n_threads, const std::string& name,
-                                   const std::string& kv_type, int table_min_tokens, int row_block, int pieces_per_thread) {
+                                   const std::string& kv_type, int table_min_tokens, int row_block, int pieces_per_thread, int n_gpu_layers,
+                                   int main_gpu, bool low_vram, const std::string& gpu_library) {
     const Kernels* kernels = select_kernels(name.c_str());
     if (!kernels) throw InvalidRequestError("this processor has no kernels called '" + name + "'");
     if (n_blocks < 1 || max_batch_tokens < 1 || n_threads < 0 || n_threads > 1024)
@@ -276,8 +301,13 @@ std::shared_ptr<Runner> new_runner(std::shared_ptr<Model> model, int n_blocks, i
     if (table_min_tokens < 0 || row_block < kPanelRows || row_block > kPanelRows * kMostTablePanels || row_block % kPanelRows != 0 ||
         pieces_per_thread < 1 || pieces_per_thread > 1024)
         throw InvalidRequestError("table_min_tokens must be at least 0, row_block a multiple of 32 from 32 to 2560, pieces_per_thread 1..1024");
-    return std::make_shared<Runner>(std::move(model), n_blocks, max_batch_tokens, n_threads > 0 ? n_threads : physical_cores(), *kernels,
-                                    kv_type == "q8_0" ? KvType::Q8_0 : KvType::F16, Tiles{table_min_tokens, row_block, pieces_per_thread});
+    const KvType type = kv_type == "q8_0" ? KvType::Q8_0 : KvType::F16;
+    nb::gil_scoped_release release;
+    std::unique_ptr<Offload> offload;
+    if (n_gpu_layers != 0)
+        offload = std::make_unique<Offload>(*model, GpuOptions{gpu_library, n_gpu_layers, main_gpu, low_vram}, n_blocks, max_batch_tokens, type);
+    return std::make_shared<Runner>(std::move(model), n_blocks, max_batch_tokens, n_threads > 0 ? n_threads : physical_cores(), *kernels, type,
+                                    Tiles{table_min_tokens, row_block, pieces_per_thread}, std::move(offload));
 }
 
 nb::object compare_logits(FloatRows a, FloatRows b, TokenArray target_ids, int n_threads) {
@@ -331,6 +361,8 @@ void translate(const std::exception_ptr& error, void*) {
         raise("ValidationError", e.what());
     } catch (const LayoutError& e) {
         raise("ValidationError", e.what());
+    } catch (const DeviceError& e) {
+        raise("DeviceError", e.what());
     } catch (const CancelledError& e) {
         raise("CancelledError", e.what());
     }
@@ -409,7 +441,8 @@ NB_MODULE(_native, m) {
     nb::class_<Runner>(m, "Runner")
         .def(nb::new_(&new_runner), "model"_a, nb::kw_only(), "n_blocks"_a, "max_batch_tokens"_a = 512, "n_threads"_a = 0, "kernels"_a = "",
              "kv_type"_a = "f16", "table_min_tokens"_a = 0, "row_block"_a = Tiles{}.row_block,
-             "pieces_per_thread"_a = Tiles{}.pieces_per_thread)
+             "pieces_per_thread"_a = Tiles{}.pieces_per_thread, "n_gpu_layers"_a = 0, "main_gpu"_a = 0, "low_vram"_a = false,
+             "gpu_library"_a = "")
         .def_prop_ro("block_size", [](const Runner&) { return kKvBlock; })
         .def_prop_ro("n_blocks", [](const Runner& r) { return r.kv().n_blocks(); })
         .def_prop_ro("n_threads", &Runner::n_threads)
@@ -423,7 +456,13 @@ NB_MODULE(_native, m) {
         .def_prop_ro("n_products", [](const Runner& r) { return std::pair(r.n_multiplied(), r.n_looked_up()); })
         .def_prop_ro("kernels", [](const Runner& r) { return std::string(r.kernels().name); })
         .def_prop_ro("kv_type", [](const Runner& r) { return std::string(r.kv().type() == KvType::Q8_0 ? "q8_0" : "f16"); })
-        .def_prop_ro("kv_bytes", [](const Runner& r) { return r.kv().bytes(); })
+        .def_prop_ro("kv_bytes", &Runner::kv_bytes)
+        .def_prop_ro("n_gpu_layers", [](const Runner& r) { return r.offload() ? r.offload()->n_layers() : 0; })
+        .def_prop_ro("gpu_bytes", [](const Runner& r) {
+            if (!r.offload()) return uint64_t{0};
+            const BitnetGpuMemory& memory = r.offload()->memory();
+            return memory.weights + memory.dense + memory.kv + memory.activations;
+        })
         .def_prop_ro("max_batch_tokens", &Runner::max_batch_tokens)
         .def("forward", forward, "token_ids"_a, "block_tables"_a, "starts"_a, "lengths"_a, "outputs"_a)
         .def("logits", [](Runner& r) {
@@ -448,11 +487,7 @@ NB_MODULE(_native, m) {
             return r.logprobs(targets, first_output);
         }, "target_ids"_a, "first_output"_a = 0)
         .def("sample", &Runner::sample, "output"_a, "sampler"_a, "logprobs"_a = -1, nb::call_guard<nb::gil_scoped_release>())
-        .def("copy_block", [](Runner& r, int source, int target) {
-                 if (source < 0 || target < 0 || source >= r.kv().n_blocks() || target >= r.kv().n_blocks())
-                     throw InvalidRequestError("KV block out of range");
-                 r.kv().copy_block(source, target);
-             }, "source"_a, "target"_a)
+        .def("copy_block", &Runner::copy_block, "source"_a, "target"_a, nb::call_guard<nb::gil_scoped_release>())
         .def("cancel", &Runner::cancel);
 
     m.def("cpu_kernels", [] {
@@ -463,6 +498,21 @@ NB_MODULE(_native, m) {
     m.def("decode_ternary", decode_ternary, "data"_a, "type_name"_a, "rows"_a, "cols"_a, "layout"_a = "", "tl_tiles"_a = TileRows{});
     m.def("encode_ternary", encode_ternary_bytes, "codes"_a, "scale"_a, "type_name"_a, "layout"_a = "", "tl_tiles"_a = TileRows{});
     m.def("decode_rows", decode_rows, "data"_a, "type_name"_a, "rows"_a, "cols"_a);
+    nb::class_<GpuDevice>(m, "GpuDevice")
+        .def_ro("name", &GpuDevice::name)
+        .def_prop_ro("capability", [](const GpuDevice& d) { return std::to_string(d.major) + "." + std::to_string(d.minor); })
+        .def_ro("n_processors", &GpuDevice::n_processors)
+        .def_ro("total_bytes", &GpuDevice::total_bytes)
+        .def_ro("free_bytes", &GpuDevice::free_bytes)
+        .def_ro("emulated", &GpuDevice::emulated)
+        .def_ro("problem", &GpuDevice::problem);
+    m.def("gpu_devices", [](const std::string& library) {
+        nb::gil_scoped_release release;
+        std::string problem;
+        std::vector<GpuDevice> devices = GpuLibrary::open(library)->devices(&problem);
+        return std::pair(std::move(devices), std::move(problem));
+    }, "library"_a);
+    m.def("gpu_product", gpu_product, "library"_a, "device"_a, "codes"_a, "x"_a, "timed"_a = false);
     m.def("encode_rows", encode_rows, "values"_a, "type_name"_a);
     m.def("compare_logits", compare_logits, "a"_a, "b"_a, "target_ids"_a, "n_threads"_a = 0);
     m.def("physical_cores", physical_cores);

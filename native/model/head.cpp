@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "model/offload.h"
 #include "quant/dense.h"
 
 namespace bitnet {
@@ -28,15 +29,23 @@ float LogitRow::exact(int32_t token) const {
 
 std::vector<float> LogitRow::exact_all() const {
     std::vector<float> logits(static_cast<size_t>(vocab_size()));
-    OutputHead::exact(*model_, *kernels_, *pool_, hidden_, 1, logits.data());
+    head_->exact(hidden_, index_, 1, logits.data());
     return logits;
 }
+
+const float* LogitRow::approximate() const { return head_->approximate(index_); }
+
+std::vector<FoundToken> LogitRow::search(size_t count, const std::vector<uint32_t>& mask) const { return head_->search(*this, count, mask); }
 
 void OutputHead::compute(const float* hidden, int n) {
     const HeadRows& rows = model_.packed().head();
     const int32_t size = model_.sizes().hidden_size, vocab = model_.sizes().vocab_size;
     const size_t count = static_cast<size_t>(n);
     hidden_ = hidden;
+    n_ = n;
+    fetched_.assign(device_ ? count : 0, false);
+    searched_ = 0;
+    found_.clear();
     if (quantized_.size() < count * rows.stride) {
         quantized_ = PageBuffer(count * rows.stride);
         scores_ = PageBuffer(count * static_cast<size_t>(vocab) * sizeof(float));
@@ -56,6 +65,7 @@ void OutputHead::compute(const float* hidden, int n) {
         norms_[static_cast<size_t>(t)] = static_cast<float>(std::sqrt(norm) * (1 + 1e-6));
         errors_[static_cast<size_t>(t)] = static_cast<float>(std::sqrt(error) * (1 + 1e-6));
     }
+    if (device_) return;
     const QuantizedRows x{quantized_.as<int8_t>(), rows.stride, scales_.data(), sums_.data()};
     pool_.run([&](ThreadPool::Worker& worker) {
         worker.parallel_for(vocab, 1024, [&](int64_t begin, int64_t end) {
@@ -65,15 +75,47 @@ void OutputHead::compute(const float* hidden, int n) {
     });
 }
 
-LogitRow OutputHead::row(int index) const {
+const float* OutputHead::approximate(int index) {
+    const size_t i = static_cast<size_t>(index);
+    float* scores = scores_.as<float>() + i * static_cast<size_t>(model_.sizes().vocab_size);
+    if (device_ && !fetched_[i]) {
+        device_->approximate(index, scores);
+        fetched_[i] = true;
+    }
+    return scores;
+}
+
+std::vector<FoundToken> OutputHead::search(const LogitRow& of, size_t count, const std::vector<uint32_t>& mask) {
+    if (!device_) return {};
+    // Without a mask all rows of the step are searched together, since the others will be asked for next.
+    const bool all = mask.empty();
+    if (all && searched_ == count) return found_[static_cast<size_t>(of.index_)];
+    std::vector<BitnetGpuSearch> searches;
+    for (int index = all ? 0 : of.index_; index < (all ? n_ : of.index_ + 1); index++) {
+        const LogitRow one = row(index);
+        searches.push_back({index, static_cast<int32_t>(count), all ? nullptr : mask.data(), static_cast<int32_t>(mask.size()), one.error_factor_,
+                            one.norm_factor_});
+    }
+    std::vector<std::vector<FoundToken>> found;
+    for (const std::vector<BitnetGpuCandidate>& candidates : device_->candidates(searches)) {
+        found.emplace_back();
+        for (const BitnetGpuCandidate& c : candidates) found.back().push_back({c.token, c.logit, c.approximate, c.may_be_best != 0});
+    }
+    if (!all) return found.front();
+    searched_ = count;
+    found_ = std::move(found);
+    return found_[static_cast<size_t>(of.index_)];
+}
+
+LogitRow OutputHead::row(int index) {
     const int32_t size = model_.sizes().hidden_size;
     const size_t i = static_cast<size_t>(index);
     LogitRow row;
+    row.head_ = this;
+    row.index_ = index;
     row.model_ = &model_;
     row.kernels_ = &kernels_;
-    row.pool_ = &pool_;
     row.hidden_ = hidden_ + i * static_cast<size_t>(size);
-    row.approximate_ = scores_.as<float>() + i * static_cast<size_t>(model_.sizes().vocab_size);
     // Rounding of the exact f32 dot product itself (32 lanes, each a chain of size/32 additions, then five more), and of the
     // two multiplications behind the integer one, relative to |w| |h|.
     const float rounding = (static_cast<float>(size) / 32.0f + 16.0f) * 6e-8f;
@@ -82,10 +124,11 @@ LogitRow OutputHead::row(int index) const {
     return row;
 }
 
-void OutputHead::exact(const Model& model, const Kernels& kernels, ThreadPool& pool, const float* hidden, int n, float* out) {
-    const int32_t size = model.sizes().hidden_size, vocab = model.sizes().vocab_size;
-    const DenseRows& rows = model.head();
-    pool.run([&](ThreadPool::Worker& worker) {
+void OutputHead::exact(const float* hidden, int first, int n, float* out) const {
+    if (device_) return device_->logits(first, n, out);
+    const int32_t size = model_.sizes().hidden_size, vocab = model_.sizes().vocab_size;
+    const DenseRows& rows = model_.head();
+    pool_.run([&](ThreadPool::Worker& worker) {
         std::vector<float> scratch(static_cast<size_t>(size));
         worker.parallel_for(vocab, 64, [&](int64_t begin, int64_t end) {
             for (int64_t r = begin; r < end; r++) {
@@ -94,8 +137,8 @@ void OutputHead::exact(const Model& model, const Kernels& kernels, ThreadPool& p
                 for (int t = 0; t < n; t++) {
                     const float* h = hidden + static_cast<size_t>(t) * static_cast<size_t>(size);
                     out[static_cast<size_t>(t) * static_cast<size_t>(vocab) + static_cast<size_t>(r)] =
-                        n > 1 ? kernels.dot_f32(scratch.data(), h, size)
-                              : dot_row(rows, kernels, static_cast<int32_t>(r), h, size, scratch.data());
+                        n > 1 ? kernels_.dot_f32(scratch.data(), h, size)
+                              : dot_row(rows, kernels_, static_cast<int32_t>(r), h, size, scratch.data());
                 }
             }
         });

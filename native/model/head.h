@@ -10,11 +10,22 @@
 
 namespace bitnet {
 
+class Offload;
+class OutputHead;
+
+// A token a search has found.
+struct FoundToken {
+    int32_t token;
+    float logit;        // exact
+    float approximate;
+    bool may_be_best;   // the error bound does not exclude it from being the likeliest
+};
+
 // The logits of one position: approximate for all tokens, exact on demand.
 class LogitRow {
 public:
     int32_t vocab_size() const { return model_->sizes().vocab_size; }
-    const float* approximate() const { return approximate_; }  // [vocab]
+    const float* approximate() const;  // [vocab]
     // |approximate - exact| <= bound
     float bound(int32_t token) const {
         const HeadRows& rows = model_->packed().head();
@@ -23,39 +34,53 @@ public:
     float exact(int32_t token) const;
     // All of them, [vocab]; runs on the pool.
     std::vector<float> exact_all() const;
+    // On a GPU: the tokens the mask allows (as Sampler::set_mask has it) whose approximate logits are at least the count-th
+    // largest, and those that may be the likeliest. Empty: the head is not there, or the search found too many.
+    std::vector<FoundToken> search(size_t count, const std::vector<uint32_t>& mask) const;
 
 private:
     friend class OutputHead;
+    OutputHead* head_ = nullptr;
+    int index_ = 0;
     const Model* model_ = nullptr;
     const Kernels* kernels_ = nullptr;
-    ThreadPool* pool_ = nullptr;
     const float* hidden_ = nullptr;
-    const float* approximate_ = nullptr;
     float error_factor_ = 0, norm_factor_ = 0;
 };
 
 class OutputHead {
 public:
-    OutputHead(const Model& model, const Kernels& kernels, ThreadPool& pool) : model_(model), kernels_(kernels), pool_(pool) {}
+    // `device`: the GPU that has the head, or null.
+    OutputHead(const Model& model, const Kernels& kernels, ThreadPool& pool, Offload* device)
+        : model_(model), kernels_(kernels), pool_(pool), device_(device) {}
 
-    // Approximate logits of n hidden states [n][hidden_size]; the rows stay valid until the next call.
+    // Hidden states [n][hidden_size] of a step, which stay valid until the next one's.
     void compute(const float* hidden, int n);
-    LogitRow row(int index) const;
+    LogitRow row(int index);
 
-    // Exact logits: hidden [n][hidden_size] -> out [n][vocab].
-    static void exact(const Model& model, const Kernels& kernels, ThreadPool& pool, const float* hidden, int n, float* out);
+    // Exact logits: hidden [n][hidden_size], those of the outputs from `first` on -> out [n][vocab].
+    void exact(const float* hidden, int first, int n, float* out) const;
 
 private:
+    friend class LogitRow;
+    const float* approximate(int index);
+    std::vector<FoundToken> search(const LogitRow& row, size_t count, const std::vector<uint32_t>& mask);
+
     const Model& model_;
     const Kernels& kernels_;
     ThreadPool& pool_;
+    Offload* device_;
     const float* hidden_ = nullptr;
+    int n_ = 0;
     PageBuffer quantized_;           // int8 [n][stride]
     std::vector<float> scales_;      // [n]
     std::vector<int32_t> sums_;      // [n]
     std::vector<float> norms_;       // [n] |h|
     std::vector<float> errors_;      // [n] |h - h~|
     PageBuffer scores_;              // f32 [n][vocab]
+    std::vector<bool> fetched_;      // [n] rows of scores_ that are there; with a device only
+    size_t searched_ = 0;            // the count of a search for all rows without masks, whose results are in found_
+    std::vector<std::vector<FoundToken>> found_;
 };
 
 }  // namespace bitnet

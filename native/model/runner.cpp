@@ -37,12 +37,14 @@ bool have_own_norms(const Products& products) {
 }  // namespace
 
 Runner::Runner(std::shared_ptr<Model> model, int n_blocks, int max_batch_tokens, int n_threads, const Kernels& kernels, KvType kv_type,
-               const Tiles& tiles)
+               const Tiles& tiles, std::unique_ptr<Offload> offload)
     : model_(std::move(model)),
       kernels_(kernels),
       pool_(n_threads),
-      kv_(kv_type, model_->sizes().n_layers, model_->sizes().n_kv_heads, padded_head_dim(model_->sizes()), n_blocks),
-      head_(*model_, kernels_, pool_),
+      offload_(std::move(offload)),
+      first_layer_(offload_ ? offload_->n_layers() : 0),
+      kv_(kv_type, model_->sizes().n_layers - first_layer_, model_->sizes().n_kv_heads, padded_head_dim(model_->sizes()), n_blocks),
+      head_(*model_, kernels_, pool_, offload_ && offload_->has_head() ? offload_.get() : nullptr),
       max_batch_tokens_(max_batch_tokens),
       tile_sizes_(tiles) {
     if (tile_sizes_.table_min_tokens == 0) tile_sizes_.table_min_tokens = kernels_.table_min_tokens;
@@ -134,24 +136,18 @@ void Runner::forward(const std::vector<int32_t>& tokens, const std::vector<Seque
     head_computed_ = false;
     not_finite_ = false;
     stop_ = false;
-    const float embedding_scale = std::sqrt(static_cast<float>(hidden));
+    if (offload_ && cancel_.exchange(false)) throw CancelledError();
+    embed(tokens);
+    if (offload_) {
+        const float* x = offload_->has_head() ? nullptr : x_.as<float>();
+        offload_->forward(tokens, x, rope_.as<float>(), slices, outputs, offload_->is_whole() ? hidden_.as<float>() : x_.as<float>());
+        if (offload_->is_whole()) {
+            n_outputs_ = static_cast<int>(outputs.size());
+            return;
+        }
+    }
     pool_.run([&](Worker& worker) {
-        worker.parallel_for(n_tokens_, 8, [&](int64_t begin, int64_t end) {
-            for (int64_t t = begin; t < end; t++) {
-                const DenseRows& rows = model_->embedding();
-                float* x = x_.as<float>() + static_cast<size_t>(t) * hidden;
-                decode_row(rows.type, rows.row(tokens[static_cast<size_t>(t)]), hidden, x);
-                if (model_->architecture().scaled_embedding)
-                    for (size_t i = 0; i < hidden; i++) x[i] *= embedding_scale;
-                float* cos = rope_.as<float>() + static_cast<size_t>(t) * static_cast<size_t>(s.n_rot);
-                for (int32_t i = 0; i < s.n_rot / 2; i++) {
-                    const double angle = token_position_[static_cast<size_t>(t)] * std::pow(static_cast<double>(s.rope_base), -2.0 * i / s.n_rot);
-                    cos[i] = static_cast<float>(std::cos(angle));
-                    cos[s.n_rot / 2 + i] = static_cast<float>(std::sin(angle));
-                }
-            }
-        });
-        for (int index = 0; index < s.n_layers; index++) {
+        for (int index = first_layer_; index < s.n_layers; index++) {
             if (worker.thread() == 0) stop_ = cancel_.load(std::memory_order_relaxed);
             worker.barrier();
             if (stop_) return;
@@ -174,6 +170,32 @@ void Runner::forward(const std::vector<int32_t>& tokens, const std::vector<Seque
     }
     if (not_finite_) throw ModelFileError(model_->path() + ": the weights produce values that are not finite: the file is damaged");
     n_outputs_ = static_cast<int>(outputs.size());
+}
+
+// The tokens' rows of the embedding into x_, unless a GPU has it, and the angles of their positions into rope_.
+void Runner::embed(const std::vector<int32_t>& tokens) {
+    const ModelSizes& s = model_->sizes();
+    const size_t hidden = static_cast<size_t>(s.hidden_size);
+    const float embedding_scale = std::sqrt(static_cast<float>(hidden));
+    pool_.run([&](Worker& worker) {
+        worker.parallel_for(n_tokens_, 8, [&](int64_t begin, int64_t end) {
+            for (int64_t t = begin; t < end; t++) {
+                const DenseRows& rows = model_->embedding();
+                if (!offload_ || !offload_->has_head()) {
+                    float* x = x_.as<float>() + static_cast<size_t>(t) * hidden;
+                    decode_row(rows.type, rows.row(tokens[static_cast<size_t>(t)]), hidden, x);
+                    if (model_->architecture().scaled_embedding)
+                        for (size_t i = 0; i < hidden; i++) x[i] *= embedding_scale;
+                }
+                float* cos = rope_.as<float>() + static_cast<size_t>(t) * static_cast<size_t>(s.n_rot);
+                for (int32_t i = 0; i < s.n_rot / 2; i++) {
+                    const double angle = token_position_[static_cast<size_t>(t)] * std::pow(static_cast<double>(s.rope_base), -2.0 * i / s.n_rot);
+                    cos[i] = static_cast<float>(std::cos(angle));
+                    cos[s.n_rot / 2 + i] = static_cast<float>(std::sin(angle));
+                }
+            }
+        });
+    });
 }
 
 // x += what attention or FFN gave, which is normed before where the model has it.
@@ -221,7 +243,7 @@ void Runner::layer(Worker& worker, int index) {
     const std::initializer_list<Product> qkv = {{&w.q, q_.as<float>()}, {&w.k, k_.as<float>()}, {&w.v, v_.as<float>()}};
     each_token([&](size_t t) {
         float* x = x_.as<float>() + t * hidden;
-        if (index > 0) add_projected(t, model_->layers()[static_cast<size_t>(index) - 1].post_ffn_norm);
+        if (index > first_layer_) add_projected(t, model_->layers()[static_cast<size_t>(index) - 1].post_ffn_norm);
         kernels_.rms_norm(x, w.attn_norm.data(), s.hidden_size, s.norm_eps, scratch);
         quantize(t, scratch, s.hidden_size, qkv, more_scratch);
     });
@@ -247,7 +269,7 @@ void Runner::layer(Worker& worker, int index) {
         for (int32_t head = 0; head < s.n_kv_heads; head++) {
             std::copy_n(k + head * s.head_dim, s.head_dim, scratch);
             std::copy_n(v + head * s.head_dim, s.head_dim, more_scratch);
-            kv_.write(kernels_, index, block, head, position % kKvBlock, scratch, more_scratch);
+            kv_.write(kernels_, index - first_layer_, block, head, position % kKvBlock, scratch, more_scratch);
         }
     });
     attention(worker, index);
@@ -349,6 +371,7 @@ void Runner::multiply(Worker& worker, const Operand& operand, int32_t width, std
 
 // Causal attention of every new token over its sequence's KV blocks; q -> attended, [n_tokens][n_heads][head_dim].
 void Runner::attention(Worker& worker, int layer) {
+    layer -= first_layer_;  // as the store counts
     const ModelSizes& s = model_->sizes();
     const int32_t group = s.n_heads / s.n_kv_heads;
     const size_t head_dim = static_cast<size_t>(s.head_dim), padded = static_cast<size_t>(kv_head_dim_);
@@ -397,7 +420,15 @@ void Runner::attention(Worker& worker, int layer) {
     });
 }
 
-void Runner::logits(float* out) { OutputHead::exact(*model_, kernels_, pool_, hidden_.as<float>(), n_outputs_, out); }
+void Runner::logits(float* out) { head_.exact(hidden_.as<float>(), 0, n_outputs_, out); }
+
+void Runner::copy_block(int source, int target) {
+    if (source < 0 || target < 0 || source >= kv_.n_blocks() || target >= kv_.n_blocks()) throw InvalidRequestError("KV block out of range");
+    kv_.copy_block(source, target);
+    if (offload_) offload_->copy_block(source, target);
+}
+
+uint64_t Runner::kv_bytes() const { return kv_.bytes() + (offload_ ? offload_->memory().kv + offload_->memory().host_kv : 0); }
 
 std::vector<double> Runner::logprobs(const std::vector<int32_t>& targets, int first_output) {
     if (first_output < 0 || static_cast<size_t>(first_output) + targets.size() > static_cast<size_t>(n_outputs_))
@@ -414,7 +445,7 @@ std::vector<double> Runner::logprobs(const std::vector<int32_t>& targets, int fi
     std::vector<double> result(targets.size(), std::numeric_limits<double>::quiet_NaN());
     for (size_t first = 0; first < targets.size(); first += group) {
         const size_t count = std::min(group, targets.size() - first);
-        OutputHead::exact(*model_, kernels_, pool_, states + first * hidden, static_cast<int>(count), logits.as<float>());
+        head_.exact(states + first * hidden, 0, static_cast<int>(count), logits.as<float>());
         pool_.run([&](Worker& worker) {
             worker.parallel_for(static_cast<int64_t>(count), 1, [&](int64_t begin, int64_t end) {
                 for (int64_t i = begin; i < end; i++) {

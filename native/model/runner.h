@@ -11,6 +11,7 @@
 #include "kv/kv_store.h"
 #include "model/head.h"
 #include "model/model.h"
+#include "model/offload.h"
 #include "platform/thread_pool.h"
 #include "sampling/sampler.h"
 
@@ -36,9 +37,10 @@ struct Tiles {
 
 class Runner {
 public:
-    // Throws std::bad_alloc if the KV store or the scratch memory cannot be had.
+    // `offload`: the GPU that computes the first layers, or null. Throws std::bad_alloc if the KV store or the scratch memory
+    // cannot be had.
     Runner(std::shared_ptr<Model> model, int n_blocks, int max_batch_tokens, int n_threads, const Kernels& kernels,
-           KvType kv_type = KvType::F16, const Tiles& tiles = {});
+           KvType kv_type = KvType::F16, const Tiles& tiles = {}, std::unique_ptr<Offload> offload = nullptr);
 
     // `tokens` holds the slices' tokens one after another; `outputs` (ascending) are the indices whose final state is kept.
     // Throws InvalidRequestError for ids, positions or blocks out of range, CancelledError after cancel().
@@ -50,10 +52,13 @@ public:
     // The log-probability of one token for each output from the first on, from the exact head; NaN for the token -1.
     std::vector<double> logprobs(const std::vector<int32_t>& targets, int first_output);
     Sampled sample(int output, Sampler& sampler, int n_logprobs);
+    void copy_block(int source, int target);                     // of keys and values, wherever they are
 
     void cancel() { cancel_.store(true, std::memory_order_relaxed); }  // from any thread
     const Model& model() const { return *model_; }
-    const KvStore& kv() const { return kv_; }
+    const KvStore& kv() const { return kv_; }                    // of the layers computed here
+    uint64_t kv_bytes() const;                                   // of all layers
+    const Offload* offload() const { return offload_.get(); }
     const Kernels& kernels() const { return kernels_; }
     int n_threads() const { return pool_.size(); }
     int max_batch_tokens() const { return max_batch_tokens_; }
@@ -80,6 +85,7 @@ private:
 
     void check(const std::vector<int32_t>& tokens, const std::vector<SequenceSlice>& slices, const std::vector<int32_t>& outputs) const;
     void prepare(const std::vector<int32_t>& tokens, const std::vector<SequenceSlice>& slices);
+    void embed(const std::vector<int32_t>& tokens);
     void layer(Worker& worker, int index);
     void add_projected(size_t token, const std::vector<float>& post_norm);
     void quantize(size_t token, const float* x, int32_t width, std::initializer_list<Product> products, float* scratch);
@@ -91,6 +97,8 @@ private:
     std::shared_ptr<Model> model_;
     const Kernels& kernels_;
     ThreadPool pool_;
+    std::unique_ptr<Offload> offload_;
+    int first_layer_;         // those before it are computed by offload_
     KvStore kv_;
     OutputHead head_;
     int max_batch_tokens_;

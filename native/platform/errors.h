@@ -20,6 +20,12 @@ public:
     using std::runtime_error::runtime_error;
 };
 
+// A GPU that is not there, has too little memory, or was lost.
+class DeviceError : public std::runtime_error {
+public:
+    using std::runtime_error::runtime_error;
+};
+
 // The forward pass was stopped by Runner::cancel.
 class CancelledError : public std::runtime_error {
 public:

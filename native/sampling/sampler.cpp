@@ -17,6 +17,9 @@ constexpr float kForbidden = -std::numeric_limits<float>::infinity();
 // usual top_k draws from.
 constexpr size_t kMinCandidates = 64;
 
+// As many as a GPU is asked for at most.
+constexpr size_t kMaxSearched = 4096;
+
 bool likelier(float logit_a, int32_t a, float logit_b, int32_t b) { return logit_a > logit_b || (logit_a == logit_b && a < b); }
 
 }  // namespace
@@ -45,6 +48,16 @@ float Sampler::adjust(int32_t token, float logit) const {
 
 std::vector<Sampler::Candidate> Sampler::best_candidates(const LogitRow& row) {
     const int32_t vocab = row.vocab_size();
+    // With top_k some more than that, since the int8 scores may swap neighbours at its edge.
+    const int32_t top_k = options_.temperature > 0 ? options_.top_k : 0;
+    const size_t count = std::max(kMinCandidates, static_cast<size_t>(int64_t{top_k} + top_k / 4 + 16));
+    const auto worst_last = [](const Candidate& a, const Candidate& b) { return likelier(a.logit, a.token, b.logit, b.token); };
+    // A GPU finds them where logits stay as they are and few are wanted.
+    if (bias_.empty() && seen_.empty() && (options_.temperature <= 0 || top_k > 0) && count <= kMaxSearched) {
+        std::vector<FoundToken> found = row.search(count, mask_);
+        if (!found.empty()) return chosen_of(std::move(found), count);
+    }
+
     adjusted_.assign(row.approximate(), row.approximate() + vocab);
     if (!mask_.empty())
         for (int32_t t = 0; t < vocab; t++) {
@@ -66,18 +79,14 @@ std::vector<Sampler::Candidate> Sampler::best_candidates(const LogitRow& row) {
         return row.bound(token) * stretch + 1e-6f * std::fabs(logit);
     };
 
-    // The best `count` by approximate logit (a heap whose root is the worst kept), and the best lower bound.
-    // With top_k some more than that, since the int8 scores may swap neighbours at its edge.
-    const int32_t top_k = options_.temperature > 0 ? options_.top_k : 0;
-    const size_t count = std::max(kMinCandidates, static_cast<size_t>(int64_t{top_k} + top_k / 4 + 16));
-    const auto worst_last = [](const Candidate& a, const Candidate& b) { return likelier(a.logit, a.token, b.logit, b.token); };
+    // The best `count` by approximate logit (a heap whose root is the worst kept), and the best lower bound of all.
     std::vector<Candidate> best;
     float lower = kForbidden;
     for (int32_t t = 0; t < vocab; t++) {
         const float logit = adjusted_[static_cast<size_t>(t)];
         if (logit == kForbidden) continue;
-        if (best.size() == count && logit <= best.front().logit) continue;
         lower = std::max(lower, logit - bound(t));
+        if (best.size() == count && logit <= best.front().logit) continue;
         if (best.size() == count) {
             std::pop_heap(best.begin(), best.end(), worst_last);
             best.back() = {t, logit};
@@ -98,6 +107,18 @@ std::vector<Sampler::Candidate> Sampler::best_candidates(const LogitRow& row) {
     }
     for (Candidate& c : best) c.logit = adjust(c.token, row.exact(c.token));
     std::sort(best.begin(), best.end(), worst_last);
+    return best;
+}
+
+// What best_candidates takes of the tokens a GPU has found: the `count` likeliest by approximate logit, and whatever may be the
+// likeliest.
+std::vector<Sampler::Candidate> Sampler::chosen_of(std::vector<FoundToken> found, size_t count) {
+    std::sort(found.begin(), found.end(),
+              [](const FoundToken& a, const FoundToken& b) { return likelier(a.approximate, a.token, b.approximate, b.token); });
+    std::vector<Candidate> best;
+    for (const FoundToken& token : found)
+        if (best.size() < count || token.may_be_best) best.push_back({token.token, token.logit});
+    std::sort(best.begin(), best.end(), [](const Candidate& a, const Candidate& b) { return likelier(a.logit, a.token, b.logit, b.token); });
     return best;
 }
 

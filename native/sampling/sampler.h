@@ -52,6 +52,7 @@ private:
 
     float adjust(int32_t token, float logit) const;  // bias and penalties
     std::vector<Candidate> best_candidates(const LogitRow& row);  // exact, likeliest first
+    static std::vector<Candidate> chosen_of(std::vector<FoundToken> found, size_t count);
     int32_t draw(const LogitRow& row, std::vector<Candidate> candidates);
     double uniform();
 

@@ -134,6 +134,10 @@ class Runner:
         table_min_tokens: int = 0,
         row_block: int = 2560,
         pieces_per_thread: int = 8,
+        n_gpu_layers: int = 0,
+        main_gpu: int = 0,
+        low_vram: bool = False,
+        gpu_library: str = "",
     ) -> None:
         """`n_blocks` KV blocks of `block_size` positions. `kv_type`: how keys and values are stored, f16 or
         q8_0 (8 bits, and an f16 scale for each 32 dimensions of a head). `kernels`: force an instruction set,
@@ -141,7 +145,11 @@ class Runner:
 
         How ternary products are computed, without a change to any result: `table_min_tokens`: by table
         lookup from this many tokens on (1 = always, 0 = as is fastest with these kernels), `row_block`: the
-        rows of one lookup (a multiple of 32), `pieces_per_thread`: how finely multiply-add is divided."""
+        rows of one lookup (a multiple of 32), `pieces_per_thread`: how finely multiply-add is divided.
+
+        `n_gpu_layers`: so many layers, from the first one on, are computed on the GPU `main_gpu` by the
+        library at `gpu_library`; -1 = all, with embedding and head, which `low_vram` keeps here together with
+        keys and values. Raises DeviceError."""
     @property
     def block_size(self) -> int:
         """Positions in one KV block (32)."""
@@ -161,6 +169,12 @@ class Runner:
     def kv_type(self) -> str: ...
     @property
     def kv_bytes(self) -> int: ...
+    @property
+    def n_gpu_layers(self) -> int:
+        """Layers that are computed on the GPU."""
+    @property
+    def gpu_bytes(self) -> int:
+        """Bytes of the GPU's memory in use."""
     @property
     def max_batch_tokens(self) -> int: ...
     def forward(
@@ -232,6 +246,35 @@ class Sampler:
     def set_mask(self, mask: NDArray[np.int32] | None) -> None:
         """Allowed tokens of the next sample: bit t % 32 of word t // 32 (llguidance's bitmask); None =
         all."""
+
+class GpuDevice:
+    @property
+    def name(self) -> str: ...
+    @property
+    def capability(self) -> str:
+        """Compute capability, such as "9.0"."""
+    @property
+    def n_processors(self) -> int: ...
+    @property
+    def total_bytes(self) -> int: ...
+    @property
+    def free_bytes(self) -> int: ...
+    @property
+    def emulated(self) -> bool:
+        """It is no device, but this machine's processor: for tests."""
+    @property
+    def problem(self) -> str:
+        """Why it cannot be used; empty = it can."""
+
+def gpu_devices(library: str) -> tuple[list[GpuDevice], str]:
+    """What a CUDA library finds, and why it finds nothing. Raises DeviceError if it cannot be loaded."""
+
+def gpu_product(
+    library: str, device: int, codes: NDArray[np.int8], x: NDArray[np.int8], timed: bool = False
+) -> tuple[NDArray[np.float32], float, int, float]:
+    """codes [rows, cols] (-1, 0, 1) times x [n, cols] on a GPU: the exact sums [n, rows]. If timed: seconds
+    of one product with weights that come from memory, the bytes of those, and the bytes a second (read and
+    written) of a copy within the device's memory. Raises DeviceError."""
 
 def cpu_kernels() -> list[str]:
     """Kernel sets this processor can run, best first."""

@@ -222,10 +222,12 @@ class BitNetConfig(_Block):
         default=0,
         ge=-1,
         lt=2**31,
-        description="Layers on the GPU; 0: none, -1: all. Refused without a GPU backend.",
+        description="Layers on an NVIDIA GPU; 0: none, -1: all. Refused by builds without the CUDA library.",
     )
     main_gpu: Integer = Field(default=0, ge=0, lt=1024, description="Which GPU.")
-    low_vram: bool = Field(default=False, description="Keep keys, values and the head in the host's memory.")
+    low_vram: bool = Field(
+        default=False, description="Keep keys, values, embedding and head in the host's memory."
+    )
     use_mmap: bool = Field(
         default=True,
         description="Map weights from the file and from the cache folder, shared between processes.",

@@ -86,6 +86,12 @@ class CancelledError(BitNetError):
     status = 499
 
 
+class DeviceError(BitNetError):
+    """The GPU is not there, has too little memory, or was lost."""
+
+    status = 503
+
+
 class DeadlineError(BitNetError, TimeoutError):
     """The answer took longer than it was allowed to (`timeout.total`)."""
 

@@ -19,6 +19,7 @@ from bitnet import logs, models
 from bitnet._native import physical_cores
 from bitnet.engines import deadline, tiles
 from bitnet.engines.generation import DeferredGeneration
+from bitnet.engines.gpu import required_library
 from bitnet.engines.native import NativeEngine, context_size
 from bitnet.engines.registry import Lease
 from bitnet.errors import ValidationError
@@ -163,8 +164,10 @@ class BitNet:
             layout="auto", else "multiply".
         metadata_overrides: what is known better than by the file (see bitnet.models.overrides), such as
             {"tokenizer.ggml.pre": "llama-bpe"}, a chat template, the token that ends a turn, or the pooling.
-        n_gpu_layers: layers to compute on a GPU: 0 = none, -1 = all. main_gpu: which one. low_vram: keep keys
-            and values and the head in the host's memory. This build has no GPU backend.
+        n_gpu_layers: layers to compute on an NVIDIA GPU, from the first one on: 0 = none, -1 = all, with
+            embedding and head. main_gpu: which one. low_vram: keep keys and values, embedding and head in the
+            host's memory. The results are the same bits. A build with the CUDA library is needed (see
+            README.md).
         max_waiting: requests that may wait for their turn, above which they are refused with OverloadedError.
         keep_alive: seconds the model stays loaded after it was closed by all who use it; negative = until
             bitnet.unload_all().
@@ -176,8 +179,9 @@ class BitNet:
             `bitnet serve`, llama-server or any other that speaks OpenAI's API. `model` is a name there, None
             = the only one. Of the options above, keep_alive, timeout, defaults and lazy apply.
         api_key, retry, verify, proxy: of that server, see bitnet.engines.http.HttpEngine.
-        Raises ModelNotFoundError, DownloadError, ConversionError, ModelFileError and ValidationError; if
-        lazy, the latter two may be raised when it is first used instead.
+        Raises ModelNotFoundError, DownloadError, ConversionError, ModelFileError, DeviceError (no GPU, or too
+        little memory on it) and ValidationError; if lazy, the latter three may be raised when it is first
+        used instead.
         """
         logs.obey_environment()
         remote = {"api_key": api_key, "retry": retry, "verify": verify, "proxy": proxy}
@@ -244,7 +248,9 @@ class BitNet:
             "main_gpu": as_integer("main_gpu", main_gpu, 0, 1023),
             "low_vram": as_flag("low_vram", low_vram),
         }
-        _check_gpu(n_gpu_layers)
+        if gpu["n_gpu_layers"]:
+            options.update(gpu)  # without layers there, the others do not matter
+            required_library(n_gpu_layers)
         keep_alive = as_number("keep_alive", keep_alive, -math.inf, math.inf)
         as_flag("lazy", lazy)
         # Absolute, because it may be loaded, or loaded again, in another working directory.
@@ -669,15 +675,6 @@ def _threads(n_threads: int) -> int:
     if n_threads > cores:
         logger.info("n_threads=%d is more than the %d cores there are; using %d", n_threads, cores, cores)
     return min(n_threads, cores)
-
-
-def _check_gpu(n_gpu_layers: int) -> None:
-    if n_gpu_layers != 0:
-        raise ValidationError(
-            f"n_gpu_layers={n_gpu_layers} asks for a GPU, and this build of bitnet-cpp computes on the CPU "
-            "only: set n_gpu_layers to 0, or install a build with a GPU backend",
-            field="n_gpu_layers",
-        )
 
 
 def _restore(cls: type[BitNet], arguments: dict[str, Any]) -> BitNet:

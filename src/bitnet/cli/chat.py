@@ -45,6 +45,7 @@ def chat(
     activation: options.Activation = None,
     scales: options.Scales = None,
     override: options.Override = None,
+    gpu_layers: options.GpuLayers = None,
     config: options.Config = None,
 ) -> None:
     """Talk with a model. Type /help there for what else can be typed.
@@ -78,6 +79,7 @@ def chat(
         activation=activation,
         scales=scales,
         override=override,
+        n_gpu_layers=gpu_layers,
     )
     with Loaded.from_config(settings) as loaded:
         if not loaded.info.has_chat_template:

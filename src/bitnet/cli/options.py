@@ -105,6 +105,15 @@ Override = Annotated[
         "several times.",
     ),
 ]
+GpuLayers = Annotated[
+    int | None,
+    typer.Option(
+        "--gpu-layers",
+        metavar="N",
+        min=-1,
+        help="Layers to compute on an NVIDIA GPU; -1: all of them, 0 (default): none. See bitnet doctor.",
+    ),
+]
 MaxTokens = Annotated[
     int | None,
     typer.Option(

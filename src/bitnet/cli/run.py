@@ -43,6 +43,7 @@ def run(
     activation: options.Activation = None,
     scales: options.Scales = None,
     override: options.Override = None,
+    gpu_layers: options.GpuLayers = None,
     config: options.Config = None,
 ) -> None:
     """Answer one prompt and leave.
@@ -77,6 +78,7 @@ def run(
         activation=activation,
         scales=scales,
         override=override,
+        n_gpu_layers=gpu_layers,
     )
     with BitNet.from_config(settings) as loaded:
         if raw or not loaded.info.has_chat_template:

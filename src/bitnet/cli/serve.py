@@ -72,6 +72,7 @@ def serve(
     activation: options.Activation = None,
     scales: options.Scales = None,
     override: options.Override = None,
+    gpu_layers: options.GpuLayers = None,
     batch: Annotated[
         int | None,
         typer.Option(
@@ -192,6 +193,7 @@ def serve(
         activation=activation,
         scales=scales,
         override=override,
+        n_gpu_layers=gpu_layers,
     )
     sources = {name: _source(found, queue) for name, found in settings.items()}
     if keep_alive is None:

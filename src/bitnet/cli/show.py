@@ -39,6 +39,7 @@ def show(
     activation: options.Activation = None,
     scales: options.Scales = None,
     override: options.Override = None,
+    gpu_layers: options.GpuLayers = None,
     batch: Annotated[
         int | None,
         typer.Option(
@@ -67,6 +68,7 @@ def show(
         activation=activation,
         scales=scales,
         override=override,
+        n_gpu_layers=gpu_layers,
         mode="direct",
     )
     named = settings.direct_options()["model"]
@@ -135,6 +137,7 @@ def _describe(info: ModelInfo) -> list[str]:
         f"  chat          {'yes' if info.has_chat_template else 'no chat template'}",
         f"  weights       {_reading(info)}",
         f"  kernels       {info.kernels}, {info.n_threads} threads",
+        *_gpu(info),
         "",
         "Memory needed",
         f"  ternary weights      {size_text(info.ternary_bytes)}",
@@ -151,6 +154,15 @@ def _reading(info: ModelInfo) -> str:
     found = f"{info.ternary_type}{info.layout and f', layout {info.layout}'}, scales {info.scales}"
     tried = ", ".join(f"{printable(way)} {loss:.2f}" for way, loss in info.losses.items())
     return found + (f" (found out: {tried} nats a token)" if tried else "")
+
+
+def _gpu(info: ModelInfo) -> list[str]:
+    if not info.n_gpu_layers:
+        return []
+    return [
+        f"  GPU           {printable(info.gpu)}: {info.n_gpu_layers} of {info.n_layers} layers, "
+        f"{size_text(info.gpu_bytes)}"
+    ]
 
 
 def _shorten(value: Any) -> str:

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bitnet import _native
-from bitnet.engines import layout_detection, tiles
+from bitnet.engines import gpu, layout_detection, tiles
 from bitnet.engines.generation import Generation
 from bitnet.errors import ContextOverflowError, EngineClosedError, ModelFileError, ValidationError
 from bitnet.models import catalog, layouts, overrides, weight_cache
@@ -35,7 +35,7 @@ from bitnet.runtime.embedding import (
     EmbeddingSequence,
     EmbeddingWindow,
 )
-from bitnet.runtime.scheduler import Scheduler
+from bitnet.runtime.scheduler import PROMPT_TILE, Scheduler
 from bitnet.runtime.sequence import GenerationSequence, LogitsSequence, LogprobsSequence
 from bitnet.text.chat_template import ChatTemplate
 from bitnet.text.tokenizer import Tokenizer
@@ -59,6 +59,7 @@ logger = logging.getLogger("bitnet")
 
 # Enough for most conversations, and a key/value store that small machines can hold.
 DEFAULT_N_CTX = 2048
+GPU_PROMPT_TOKENS = 256  # not tuned on a device yet
 # Prompts up to this size become tokens within the event loop that asks; see `submits_at_once`.
 _MAX_CHARACTERS_AT_ONCE = 1000
 _CHARACTERS_AROUND_A_MESSAGE = 50  # what a template's work for a message is worth
@@ -90,6 +91,9 @@ class NativeEngine:
         activation: str | None = None,
         scales: Scales | None = None,
         metadata_overrides: Overrides = (),
+        n_gpu_layers: int = 0,
+        main_gpu: int = 0,
+        low_vram: bool = False,
     ) -> None:
         """Loads the model. The options are those of bitnet.BitNet. Raises ModelFileError and
         ValidationError."""
@@ -138,6 +142,14 @@ class NativeEngine:
         )
         self._n_batch = n_batch
         self._kv_type = kv_type
+        self._gpu: dict[str, Any] = {}
+        if n_gpu_layers:
+            self._gpu = {
+                "n_gpu_layers": n_gpu_layers,
+                "main_gpu": main_gpu,
+                "low_vram": low_vram,
+                "gpu_library": gpu.required_library(n_gpu_layers),
+            }
         self._speculate = speculate
         self._max_waiting = max_waiting
         self._lock = threading.RLock()  # guards _model and _current; a garbage collection may close us
@@ -181,6 +193,9 @@ class NativeEngine:
             head_bytes=model.head_bytes,
             kv_type=kv_type,
             kv_bytes=runner.kv_bytes,
+            n_gpu_layers=runner.n_gpu_layers,
+            gpu=_gpu_name(self._gpu),
+            gpu_bytes=runner.gpu_bytes,
             has_chat_template=self._chat_template.problem is None,
             pooling=pooling,
             repairs=tuple(repairs),
@@ -211,8 +226,13 @@ class NativeEngine:
             n_threads=self._n_threads,
             kv_type=self._kv_type,
             **self._tiles,
+            **self._gpu,
         )
-        scheduler = Scheduler(runner, n_batch=self._n_batch, max_waiting=self._max_waiting)
+        # A GPU that has all layers computes so many prompt tokens in hardly more time than a few.
+        prompt_tokens = GPU_PROMPT_TOKENS if runner.n_gpu_layers == model.n_layers else PROMPT_TILE
+        scheduler = Scheduler(
+            runner, n_batch=self._n_batch, max_waiting=self._max_waiting, prompt_tokens=prompt_tokens
+        )
         # Also when the engine is dropped without close, and before the interpreter ends.
         self._close = weakref.finalize(self, scheduler.close)
         self._current: Scheduler | None = scheduler
@@ -455,6 +475,14 @@ def _variant(embd_type: str | None, layout: str | None, tl_tiles: tuple[TlTile, 
     """What tells the packed weights of one file from others of it, for a file name."""
     tiles = f"tl{zlib.crc32(repr(tl_tiles).encode()):08x}" if tl_tiles else ""
     return "-".join(part for part in (embd_type, layout if layout != "x128" else "", tiles) if part)
+
+
+def _gpu_name(options: Mapping[str, Any]) -> str:
+    if not options:
+        return ""
+    devices, _ = _native.gpu_devices(options["gpu_library"])
+    name: str = devices[options["main_gpu"]].name
+    return name
 
 
 def _pooling(metadata: Mapping[str, Any], architecture: str) -> Pooling | None:

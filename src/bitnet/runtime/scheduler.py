@@ -52,10 +52,19 @@ class Scheduler:
     down midway.
     """
 
-    def __init__(self, runner: _native.Runner, *, n_batch: int, max_waiting: int) -> None:
+    def __init__(
+        self,
+        runner: _native.Runner,
+        *,
+        n_batch: int,
+        max_waiting: int,
+        prompt_tokens: int = PROMPT_TILE,
+    ) -> None:
+        """prompt_tokens: those that are computed beside answers at least."""
         self._runner = runner
         self._n_batch = n_batch
         self._max_waiting = max_waiting
+        self._prompt_tokens = prompt_tokens
         self._block_size = runner.block_size
         self._max_batch_tokens = runner.max_batch_tokens
         self._cache = PrefixCache(runner.n_blocks, runner.block_size)
@@ -210,7 +219,8 @@ class Scheduler:
             return self._with_guesses(parts)
         budget = self._max_batch_tokens - len(parts)
         if parts:
-            budget = min(budget, -(-(len(parts) + PROMPT_TILE) // PROMPT_TILE) * PROMPT_TILE - len(parts))
+            whole_tiles = -(-(len(parts) + self._prompt_tokens) // PROMPT_TILE) * PROMPT_TILE
+            budget = min(budget, whole_tiles - len(parts))
         oldest, *others = [sequence for sequence in self._running if sequence.n_pending > 1]
         for sequence in (oldest, *others):
             sequence.n_computed = self._cache.adopt(sequence.table, sequence.token_ids, sequence.n_computed)

@@ -43,6 +43,8 @@ class ModelInfo:
     """What is loaded, and how. Sizes named *_bytes are bytes of memory.
 
     context_length: tokens the model was made for; n_ctx: tokens a sequence may hold here.
+    n_gpu_layers: layers computed on the GPU called `gpu`; gpu_bytes: of its memory, for copies of weights
+    and head, for keys and values, and for all else it needs.
     kv_type: how keys and values are stored, f16 or q8_0.
     pooling: how `embed` makes one vector of a text if it is not told; None = in a way unknown here.
     quant_type, tiles: how ternary products are computed, see bitnet.BitNet. embd_type: what embedding and
@@ -75,6 +77,9 @@ class ModelInfo:
     head_bytes: int
     kv_type: KvType = "f16"
     kv_bytes: int
+    n_gpu_layers: int = 0
+    gpu: str = ""
+    gpu_bytes: int = 0
     has_chat_template: bool
     pooling: Pooling | None
     repairs: tuple[str, ...]
