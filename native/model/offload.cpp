@@ -15,9 +15,13 @@ BitnetGpuMatrix matrix(const TernaryWeights& w) { return {w.panels, w.rows, w.co
 
 BitnetGpuMatrix matrix(const Projection& projection) { return matrix(projection.weights); }
 
-// The GPU computes the graphs of bitnet-b1.58, bitnet and llama; those of the embedding models have more norms.
+// The GPU computes the graphs of bitnet-b1.58, bitnet and llama; those of the embedding models have more norms. Its attention
+// reads four values of a head at a time.
 void refuse_other_graphs(const Model& model) {
     const Architecture& a = model.architecture();
+    if (model.sizes().head_dim % 4 != 0)
+        throw DeviceError("models with heads of " + std::to_string(model.sizes().head_dim) +
+                          " values, no multiple of 4, are computed on the CPU only; set n_gpu_layers to 0");
     if (a.head_norms || a.projection_norms || a.post_norms || a.scaled_embedding || model.activation() == Activation::GeluTanh)
         throw DeviceError("models of the architecture '" + std::string(a.name) + "' are computed on the CPU only; set n_gpu_layers to 0");
 }

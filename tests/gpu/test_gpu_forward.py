@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from bitnet import ModelFileError, _native
+from bitnet import BitNet, DeviceError, ModelFileError, _native
 from bitnet.models.gguf_writer import TensorType
-from reference.cases import CASES
+from reference.cases import CASES, CPU_ONLY
 from reference.model_factory import ModelSpec, make_model, random_model, write_gguf
 
 N_BLOCKS = 12
@@ -56,13 +57,21 @@ def bits(values: NDArray[np.float32]) -> bytes:
     return values.tobytes()
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", sorted(CASES.keys() - CPU_ONLY.keys()))
 def test_every_architecture(emulated: str, models_folder: Path, case: str) -> None:
     pair = Pair(make_model(CASES[case], models_folder), emulated)
     pair.step([[3, 1]], [0], [37])  # a prompt
     pair.step([[3, 1]], [37], [1])  # a token, captured as a graph
     pair.step([[3, 1]], [38], [1])  # the graph again
     pair.step([[3, 1], [5], [7]], [39, 0, 0], [1, 1, 9])  # several sequences
+
+
+@pytest.mark.parametrize("case", CPU_ONLY)
+def test_what_only_the_cpu_computes_is_refused(
+    make: Callable[..., BitNet], models_folder: Path, case: str
+) -> None:
+    with pytest.raises(DeviceError, match=f"{CPU_ONLY[case]}.* set n_gpu_layers to 0"):
+        make(make_model(CASES[case], models_folder), n_gpu_layers=-1)
 
 
 @pytest.mark.parametrize("kv_type", ["f16", "q8_0"])

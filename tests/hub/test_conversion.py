@@ -236,7 +236,7 @@ def test_metadata_is_put_right(tmp_path: Path) -> None:
     assert any("placeholder" in note for note in notes)
     file = _native.ModelFile(str(tmp_path / "a.gguf"))
     assert file.metadata["tokenizer.ggml.eot_token_id"] == 521
-    assert file.metadata["tokenizer.ggml.pre"] == "gpt-2"  # going by the size of the vocabulary
+    assert file.metadata["tokenizer.ggml.pre"] == "llama-bpe"  # going by the vocabulary
     assert file.metadata["tokenizer.chat_template"].startswith(
         "{{ bos_token }}{% for message in messages %}{{ message.role|capitalize"
     )

@@ -17,13 +17,13 @@ from tiny_bitnet.evaluate import Counts, as_prompt, measure, recall
 BOUNDS = {
     "facts, in wordings never seen": 0.75,
     "small talk (a closed set, seen in training)": 0.9,
-    "names and things the user said": 0.75,
-    "answer from a given text": 0.03,
-    "tool choice: a call is needed, and which": 0.35,
-    "tool choice: none is needed": 0.75,
-    "answer from a tool's result": 0.25,
+    "names and things the user said": 0.8,
+    "answer from a given text": 0.2,
+    "tool choice: a call is needed, and which": 0.4,
+    "tool choice: none is needed": 0.85,
+    "answer from a tool's result": 0.65,
     "a text and no other call after a result": 0.9,
-    "choices": 0.15,
+    "choices": 0.2,
 }
 SKILLS = ("facts", "chat", "chat_copy", "ctx", "tool_call", "tool_none", "tool_answer", "options")
 EVERYDAY = {
@@ -69,9 +69,7 @@ def test_the_first_example_with_the_default_sampling(model: BitNet) -> None:
 
 def test_passages_are_found_by_their_question(model: BitNet) -> None:
     right, total = recall(model, tests=1)
-    assert (
-        right / total >= 0.04
-    )  # of 50: no more than a little above chance, this model was not trained for it
+    assert right / total >= 0.65
 
 
 def test_the_engine_renders_what_the_model_was_trained_on(model: BitNet) -> None:

@@ -23,7 +23,7 @@ from .scoring import held_out_rows, score
 
 @dataclass(frozen=True)
 class TrainOptions:
-    steps: int = 6721
+    steps: int = 16_687
     minutes: float = 0  # if not 0: the decay takes this long, whatever the steps, and ends the run
     tokens_per_batch: int = 560
     batches_per_step: int = 2  # of different lengths, and so of different skills

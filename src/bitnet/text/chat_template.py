@@ -71,9 +71,15 @@ class ChatTemplate:
     def end_of_turn(self) -> int | None:
         """The control token that the template writes behind the text of an assistant, if it does."""
         probe = "END-OF-TURN-PROBE"
-        messages = [{"role": "user", "content": "x"}, {"role": "assistant", "content": probe}]
+        answered = [{"role": "user", "content": "x"}, {"role": "assistant", "content": probe}]
+        # What begins the next turn is no end: it would be another token in the middle of a conversation.
+        ends = {self._control_after(probe, answered), self._control_after(probe, [*answered, answered[0]])}
+        return ends.pop() if len(ends) == 1 else None
+
+    def _control_after(self, text: str, messages: Sequence[Mapping[str, Any]]) -> int | None:
+        """The control token that comes right behind `text` in the prompt of `messages`, if one does."""
         try:
-            _, found, rest = self.render_text(messages, add_generation_prompt=False).rpartition(probe)
+            _, found, rest = self.render_text(messages, add_generation_prompt=False).rpartition(text)
         except (ChatTemplateError, ValidationError):
             return None
         first = self._tokenizer.split_special(rest.lstrip(), controls=True)[:1]
