@@ -174,7 +174,7 @@ private:
         part_bytes_ = options_.kv_q8_0 ? kKvBlock * (head_dim + 2 * ((head_dim + kKvGroup - 1) / kKvGroup)) : kKvBlock * head_dim * 2;
         block_bytes_ = static_cast<size_t>(m_.n_layers) * static_cast<size_t>(m_.n_kv_heads) * 2 * part_bytes_;
         spare_rows_ = sizeof(float) * (widest_ + kRowScratch) > processors_.shared_bytes;
-        can_tile_ = group_ <= kTileQueries && m_.head_dim <= 256 && attend_tile_shared_bytes(m_.head_dim, options_.kv_q8_0) <= processors_.shared_bytes;
+        can_tile_ = group_ <= kTileQueries && m_.head_dim <= 256 && m_.head_dim % 4 == 0 && attend_tile_shared_bytes(m_.head_dim, options_.kv_q8_0) <= processors_.shared_bytes;
 
         for (const BitnetGpuMatrix* w : matrices(m_.layers[0])) plan_.layer += tile_bytes(w->rows, w->cols);
         plan_.layer += sizeof(float) * (2 * hidden + (m_.layers[0].attn_sub_norm ? q : 0) + (m_.layers[0].ffn_sub_norm ? ffn : 0));
