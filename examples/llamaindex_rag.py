@@ -18,11 +18,11 @@ from llama_index.llms.bitnet import BitNet
 
 DOCUMENTS = [
     "Mira lives in Tolbek.",
-    "The color of the door is green.",
+    "The color of the boat is blue.",
     "The capital of Zorland is Pelim.",
     "The password is blue lamp.",
 ]
-QUESTIONS = ["Where does Mira live?", "What color is the door?", "What is the capital of Zorland?"]
+QUESTIONS = ["Where does Mira live?", "What is the color of the boat?", "What is the capital of Zorland?"]
 
 
 def main() -> dict[str, str]:

@@ -35,7 +35,7 @@ import bitnet
 EXAMPLES = Path(__file__).parents[3] / "examples"
 FACTS = {
     "Where does Mira live?": ("Mira lives in Tolbek.", "Tolbek"),
-    "What color is the door?": ("The color of the door is green.", "green"),
+    "What is the color of the boat?": ("The color of the boat is blue.", "blue"),
     "What is the capital of Zorland?": ("The capital of Zorland is Pelim.", "Pelim"),
 }
 N_TRIES = 10  # answers at temperature 1 for each form
