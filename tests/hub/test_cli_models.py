@@ -84,7 +84,7 @@ def test_a_model_comes_answers_and_goes(hub: FakeHub, bitnet: Bitnet, tmp_path: 
     assert "Published as" in bitnet("show", "2b-4t").stdout
     assert hub.requests == []
     done = bitnet("rm", "2b-4t")
-    assert "removed 2b-4t; 1.1 MiB are free now" in done.stderr
+    assert "removed 2b-4t; 1.4 MiB are free now" in done.stderr
     assert "2b-4t" not in bitnet("list").stdout
     done = bitnet("rm", "2b-4t")
     assert (done.returncode, done.stderr) == (
