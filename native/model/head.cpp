@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 
 #include "quant/dense.h"
 
@@ -21,12 +22,14 @@ float dot_row(const DenseRows& rows, const Kernels& kernels, int32_t row, const 
 }  // namespace
 
 float LogitRow::exact(int32_t token) const {
+    if (!model_) return approximate_[token];
     thread_local std::vector<float> scratch;
     scratch.resize(static_cast<size_t>(model_->sizes().hidden_size));
     return dot_row(model_->head(), *kernels_, token, hidden_, model_->sizes().hidden_size, scratch.data());
 }
 
 std::vector<float> LogitRow::exact_all() const {
+    if (!model_) return {approximate_, approximate_ + vocab_size_};
     std::vector<float> logits(static_cast<size_t>(vocab_size()));
     OutputHead::exact(*model_, *kernels_, *pool_, hidden_, 1, logits.data());
     return logits;
@@ -37,12 +40,13 @@ void OutputHead::compute(const float* hidden, int n) {
     const int32_t size = model_.sizes().hidden_size, vocab = model_.sizes().vocab_size;
     const size_t count = static_cast<size_t>(n);
     hidden_ = hidden;
+    rounding_ = 0;
     if (quantized_.size() < count * rows.stride) {
         quantized_ = PageBuffer(count * rows.stride);
         scores_ = PageBuffer(count * static_cast<size_t>(vocab) * sizeof(float));
-        for (std::vector<float>* values : {&scales_, &norms_, &errors_}) values->resize(count);
-        sums_.resize(count);
     }
+    for (std::vector<float>* values : {&scales_, &norms_, &errors_}) values->resize(count);
+    sums_.resize(count);
     for (int t = 0; t < n; t++) {
         const float* h = hidden + static_cast<size_t>(t) * static_cast<size_t>(size);
         int8_t* q = quantized_.as<int8_t>() + static_cast<size_t>(t) * rows.stride;
@@ -65,6 +69,23 @@ void OutputHead::compute(const float* hidden, int n) {
     });
 }
 
+void OutputHead::take(const float* hidden, const float* scores, int n, float rounding) {
+    const size_t size = static_cast<size_t>(model_.sizes().hidden_size), vocab = static_cast<size_t>(model_.sizes().vocab_size);
+    const size_t count = static_cast<size_t>(n);
+    taken_.assign(hidden, hidden + count * size);
+    hidden_ = taken_.data();
+    if (scores_.size() < count * vocab * sizeof(float)) scores_ = PageBuffer(count * vocab * sizeof(float));
+    if (count > 0) std::memcpy(scores_.data(), scores, count * vocab * sizeof(float));
+    norms_.resize(count);
+    errors_.assign(count, 0.0f);  // the hidden states were not quantised
+    rounding_ = rounding;
+    for (size_t t = 0; t < count; t++) {
+        double norm = 0;
+        for (size_t i = 0; i < size; i++) norm += static_cast<double>(hidden[t * size + i]) * hidden[t * size + i];
+        norms_[t] = static_cast<float>(std::sqrt(norm) * (1 + 1e-6));
+    }
+}
+
 LogitRow OutputHead::row(int index) const {
     const int32_t size = model_.sizes().hidden_size;
     const size_t i = static_cast<size_t>(index);
@@ -72,13 +93,16 @@ LogitRow OutputHead::row(int index) const {
     row.model_ = &model_;
     row.kernels_ = &kernels_;
     row.pool_ = &pool_;
+    row.vocab_size_ = model_.sizes().vocab_size;
     row.hidden_ = hidden_ + i * static_cast<size_t>(size);
     row.approximate_ = scores_.as<float>() + i * static_cast<size_t>(model_.sizes().vocab_size);
     // Rounding of the exact f32 dot product itself (32 lanes, each a chain of size/32 additions, then five more), and of the
     // two multiplications behind the integer one, relative to |w| |h|.
     const float rounding = (static_cast<float>(size) / 32.0f + 16.0f) * 6e-8f;
     row.error_factor_ = norms_[i] * (1 + rounding);
-    row.norm_factor_ = errors_[i] + norms_[i] * rounding;
+    row.norm_factor_ = errors_[i] + norms_[i] * (rounding + rounding_);
+    // The sums over value + 128 and over 128: at most scale * (|value| + 2 * 128 * sqrt(size)) * |h| in magnitudes.
+    row.scale_factor_ = norms_[i] * rounding_ * 256.0f * std::sqrt(static_cast<float>(size));
     return row;
 }
 

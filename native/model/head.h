@@ -13,12 +13,21 @@ namespace bitnet {
 // The logits of one position: approximate for all tokens, exact on demand.
 class LogitRow {
 public:
-    int32_t vocab_size() const { return model_->sizes().vocab_size; }
+    // Logits [vocab] that are exact already, computed by others; they must outlive the row.
+    static LogitRow of_logits(const float* logits, int32_t vocab_size) {
+        LogitRow row;
+        row.approximate_ = logits;
+        row.vocab_size_ = vocab_size;
+        return row;
+    }
+
+    int32_t vocab_size() const { return vocab_size_; }
     const float* approximate() const { return approximate_; }  // [vocab]
     // |approximate - exact| <= bound
     float bound(int32_t token) const {
+        if (!model_) return 0;
         const HeadRows& rows = model_->packed().head();
-        return rows.error_norms[token] * error_factor_ + rows.row_norms[token] * norm_factor_;
+        return rows.error_norms[token] * error_factor_ + rows.row_norms[token] * norm_factor_ + rows.scales[token] * scale_factor_;
     }
     float exact(int32_t token) const;
     // All of them, [vocab]; runs on the pool.
@@ -31,7 +40,8 @@ private:
     ThreadPool* pool_ = nullptr;
     const float* hidden_ = nullptr;
     const float* approximate_ = nullptr;
-    float error_factor_ = 0, norm_factor_ = 0;
+    int32_t vocab_size_ = 0;
+    float error_factor_ = 0, norm_factor_ = 0, scale_factor_ = 0;
 };
 
 class OutputHead {
@@ -40,6 +50,10 @@ public:
 
     // Approximate logits of n hidden states [n][hidden_size]; the rows stay valid until the next call.
     void compute(const float* hidden, int n);
+    // The same with scores [n][vocab] that were computed elsewhere, in f32 from `hidden` and the rows packed().head() as
+    // scale * (value + 128) - scale * 128, each with a relative error of `rounding` at most against the sum of its terms'
+    // magnitudes. Both are copied.
+    void take(const float* hidden, const float* scores, int n, float rounding);
     LogitRow row(int index) const;
 
     // Exact logits: hidden [n][hidden_size] -> out [n][vocab].
@@ -56,6 +70,8 @@ private:
     std::vector<float> norms_;       // [n] |h|
     std::vector<float> errors_;      // [n] |h - h~|
     PageBuffer scores_;              // f32 [n][vocab]
+    std::vector<float> taken_;       // [n][hidden_size], if they were taken
+    float rounding_ = 0;             // of scores that were taken
 };
 
 }  // namespace bitnet

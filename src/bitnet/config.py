@@ -26,7 +26,7 @@ from pydantic import ValidationError as PydanticError
 
 from bitnet.config_source import KeyPath, Source, read
 from bitnet.errors import ConfigError, ModelNotFoundError
-from bitnet.values import MAX_STOP_STRINGS, EmbdType, KvType, QuantType, nearest
+from bitnet.values import MAX_STOP_STRINGS, EmbdType, EngineChoice, KvType, QuantType, nearest
 
 ENVIRONMENT = "BITNET_CONFIG"
 MAX_PROBLEMS = 5  # told at once
@@ -181,6 +181,11 @@ class BitNetConfig(_Block):
         description="Guess tokens that repeat the prompt or the answer, several a step. The output is the "
         "same.",
     )
+    engine: EngineChoice = Field(
+        default="auto",
+        description="Who computes (mode direct). auto: native, or mlx on Apple silicon if n_gpu_layers is not "
+        "0. mlx and llama_cpp need the extras of these names.",
+    )
     n_gpu_layers: Integer = Field(
         default=0,
         ge=-1,
@@ -284,6 +289,7 @@ class BitNetConfig(_Block):
             "use_pretuned": self.use_pretuned,
             "kernel_params": params.tile_sizes if params.enable_custom else {},
             "embd_type": self.embd_type or ("f16" if self.quant_embd else None),
+            "engine": self.engine,
             "n_gpu_layers": self.n_gpu_layers,
             "main_gpu": self.main_gpu,
             "low_vram": self.low_vram,

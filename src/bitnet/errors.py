@@ -94,6 +94,13 @@ class EngineClosedError(BitNetError):
     status = 503
 
 
+class DeviceError(BitNetError):
+    """The device that computes failed: its memory is not enough, it was lost, or what drives it is broken.
+    The model is loaded anew with the next request."""
+
+    status = 503
+
+
 class CapabilityError(ValidationError):
     """The server that would have to answer cannot do this; `field` names what asks for it (api mode)."""
 

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from bitnet import logs, models
 from bitnet._native import physical_cores
-from bitnet.engines import deadline, tiles
+from bitnet.engines import deadline, selection, tiles
 from bitnet.engines.generation import DeferredGeneration
-from bitnet.engines.native import NativeEngine, context_size
+from bitnet.engines.native import context_size
 from bitnet.engines.registry import Lease
 from bitnet.errors import ValidationError
 from bitnet.models.header import read_header
@@ -27,6 +27,7 @@ from bitnet.values import (
     EmbdType,
     EmbeddingKind,
     EmbeddingRequest,
+    EngineChoice,
     GenerateOptions,
     Health,
     KvType,
@@ -95,6 +96,7 @@ class BitNet:
         use_pretuned: bool = True,
         kernel_params: Mapping[str, int] | None = None,
         embd_type: EmbdType | None = None,
+        engine: EngineChoice = "auto",
         n_gpu_layers: int = 0,
         main_gpu: int = 0,
         low_vram: bool = False,
@@ -136,8 +138,12 @@ class BitNet:
             bitnet.engines.tiles).
         embd_type: what embedding and output head are kept as: "f32", "f16", "q8_0", "q6_k" or "q4_0"; None =
             as the file has them. A narrower type saves memory and time, and changes the output a little.
-        n_gpu_layers: layers to compute on a GPU: 0 = none, -1 = all. main_gpu: which one. low_vram: keep keys
-            and values and the head in the host's memory. This build has no GPU backend.
+        engine: who computes. "native": this package's own kernels. "mlx": Apple's MLX, on the GPU where it
+            has one (pip install 'bitnet-cpp[mlx]'). "llama_cpp": llama-cpp-python, for models of llama's shape
+            and any other GGUF file it reads (pip install 'bitnet-cpp[llama-cpp]'). "auto": native; but mlx on
+            Apple silicon if n_gpu_layers is not 0.
+        n_gpu_layers: layers to compute on a GPU: 0 = none, -1 = all; mlx computes all or none. main_gpu:
+            which one. low_vram: keep keys and values and the head in the host's memory.
         max_waiting: requests that may wait for their turn, above which they are refused with OverloadedError.
         keep_alive: seconds the model stays loaded after it was closed by all who use it; negative = until
             bitnet.unload_all().
@@ -158,6 +164,7 @@ class BitNet:
         if base_url is not None:
             local = {
                 **gpu,
+                "engine": engine,
                 "n_ctx": n_ctx,
                 "n_threads": n_threads,
                 "n_batch": n_batch,
@@ -203,7 +210,8 @@ class BitNet:
             "main_gpu": as_integer("main_gpu", main_gpu, 0, 1023),
             "low_vram": as_flag("low_vram", low_vram),
         }
-        _check_gpu(n_gpu_layers)
+        engine = as_choice("engine", engine, get_args(EngineChoice))
+        load, load_options = selection.choose(engine, **gpu)
         keep_alive = as_number("keep_alive", keep_alive, -math.inf, math.inf)
         as_flag("lazy", lazy)
         # Absolute, because it may be loaded, or loaded again, in another working directory.
@@ -214,6 +222,7 @@ class BitNet:
         self._arguments = {
             "model": pickled_path,
             **options,
+            "engine": engine,
             **gpu,
             "kernel_params": dict(options["kernel_params"]),
             "keep_alive": keep_alive,
@@ -221,7 +230,7 @@ class BitNet:
             "defaults": defaults,
         }
         self._set_defaults(timeout or 0, defaults)
-        self._lease = Lease.of_file(NativeEngine, path, options, keep_alive)
+        self._lease = Lease.of_file(load, path, {**options, **load_options}, keep_alive)
         if not lazy:
             self._load_or_close()
 
@@ -580,15 +589,6 @@ def _threads(n_threads: int) -> int:
     if n_threads > cores:
         logger.info("n_threads=%d is more than the %d cores there are; using %d", n_threads, cores, cores)
     return min(n_threads, cores)
-
-
-def _check_gpu(n_gpu_layers: int) -> None:
-    if n_gpu_layers != 0:
-        raise ValidationError(
-            f"n_gpu_layers={n_gpu_layers} asks for a GPU, and this build of bitnet-cpp computes on the CPU "
-            "only: set n_gpu_layers to 0, or install a build with a GPU backend",
-            field="n_gpu_layers",
-        )
 
 
 def _restore(cls: type[BitNet], arguments: dict[str, Any]) -> BitNet:

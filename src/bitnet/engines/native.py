@@ -14,7 +14,7 @@ import time
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,12 +26,13 @@ from bitnet.errors import ContextOverflowError, EngineClosedError, ModelFileErro
 from bitnet.models import weight_cache
 from bitnet.runtime.answer import Gathering
 from bitnet.runtime.embedding import POOLING_TYPES, PREFIXES, EmbeddingSequence, EmbeddingWindow
+from bitnet.runtime.runner import Runner
 from bitnet.runtime.scheduler import Scheduler
 from bitnet.runtime.sequence import GenerationSequence, LogitsSequence
 from bitnet.text.chat_template import ChatTemplate
 from bitnet.text.tokenizer import Tokenizer
 from bitnet.text.tool_calls import prompt_parts
-from bitnet.values import EmbeddingRequest, Health, KvType, ModelInfo, Pooling, QuantType, Request
+from bitnet.values import EmbeddingRequest, EngineName, Health, KvType, ModelInfo, Pooling, QuantType, Request
 
 if TYPE_CHECKING:
     from bitnet.text.constraints import Constraint
@@ -47,7 +48,9 @@ KV_BLOCK_SIZE = 32  # positions; Runner.block_size, needed before there is a Run
 
 
 class NativeEngine:
-    """Implements bitnet.engines.Engine."""
+    """Implements bitnet.engines.Engine. Who computes the steps is a Runner, which others may replace."""
+
+    name: ClassVar[EngineName] = "native"
 
     def __init__(
         self,
@@ -93,13 +96,7 @@ class NativeEngine:
         n_ctx = context_size(n_ctx, model.context_length)
         self._n_blocks = _kv_blocks(kv_tokens, n_ctx, n_batch)
         self._n_threads = n_threads
-        self._tiles = tiles.choose(
-            model,
-            quant_type=quant_type,
-            use_pretuned=use_pretuned,
-            custom=tiles.check_sizes(dict(kernel_params)),
-            n_threads=n_threads,
-        )
+        self._tiles = self._choose_tiles(model, quant_type, use_pretuned, kernel_params)
         self._n_batch = n_batch
         self._kv_type = kv_type
         self._speculate = speculate
@@ -141,6 +138,7 @@ class NativeEngine:
             quant_type=quant_type,
             tiles=runner.tiles,
             embd_type=model.embd_type,
+            engine=self.name,
         )
         for message in dict.fromkeys([*repairs, *warnings]):
             logger.warning("%s: %s", path.name, message)
@@ -154,14 +152,32 @@ class NativeEngine:
         )
         _engines.add(self)
 
-    def _start(self, model: _native.Model) -> _native.Runner:
-        runner = _native.Runner(
+    def _choose_tiles(
+        self,
+        model: _native.Model,
+        quant_type: QuantType,
+        use_pretuned: bool,
+        kernel_params: Iterable[tuple[str, int]],
+    ) -> tiles.Tiles:
+        return tiles.choose(
+            model,
+            quant_type=quant_type,
+            use_pretuned=use_pretuned,
+            custom=tiles.check_sizes(dict(kernel_params)),
+            n_threads=self._n_threads,
+        )
+
+    def _new_runner(self, model: _native.Model) -> Runner:
+        return _native.Runner(
             model,
             n_blocks=self._n_blocks,
             n_threads=self._n_threads,
             kv_type=self._kv_type,
             **self._tiles,
         )
+
+    def _start(self, model: _native.Model) -> Runner:
+        runner = self._new_runner(model)
         scheduler = Scheduler(runner, n_batch=self._n_batch, max_waiting=self._max_waiting)
         # Also when the engine is dropped without close, and before the interpreter ends.
         self._close = weakref.finalize(self, scheduler.close)

@@ -25,6 +25,7 @@ from bitnet.values import Delta, FinishReason, Reply, Request, Sampling, Timings
 
 if TYPE_CHECKING:
     from bitnet.text.constraints import Constraint
+    from bitnet.runtime.runner import Runner
     from bitnet.text.tokenizer import Tokenizer
 
 # Rows of logits computed at once: 32 MiB for a vocabulary of 128,256, and soon over: others get their turn.
@@ -63,7 +64,7 @@ class Sequence(ABC):
         """Which of the next `count` pending tokens (0 is the first) need their output kept."""
 
     @abstractmethod
-    def advance(self, runner: _native.Runner, row: int, count: int, guesses: TokenIds[int] = ()) -> bool:
+    def advance(self, runner: Runner, row: int, count: int, guesses: TokenIds[int] = ()) -> bool:
         """`count` tokens were computed; their outputs are in row `row` and after. True = that was all.
 
         guesses: tokens that were computed behind them, whose outputs follow; only if `guess` offered some.
@@ -147,7 +148,7 @@ class GenerationSequence(Sequence):
         assert self._lookup is not None
         return self._lookup.guesses(count)
 
-    def advance(self, runner: _native.Runner, row: int, count: int, guesses: TokenIds[int] = ()) -> bool:
+    def advance(self, runner: Runner, row: int, count: int, guesses: TokenIds[int] = ()) -> bool:
         self.n_computed += count
         if self.n_pending:
             return False
@@ -188,7 +189,7 @@ class GenerationSequence(Sequence):
             self._reason = "stop"  # whole, though more could follow
         return True
 
-    def _sample(self, runner: _native.Runner, row: int) -> _native.Sampled:
+    def _sample(self, runner: Runner, row: int) -> _native.Sampled:
         n_logprobs = self._request.top_logprobs if self._request.logprobs else -1
         constraint = self._constraint
         if constraint is None:
@@ -286,7 +287,7 @@ class LogitsSequence(Sequence):
     def outputs(self, count: int) -> range:
         return range(count)
 
-    def advance(self, runner: _native.Runner, row: int, count: int, guesses: TokenIds[int] = ()) -> bool:
+    def advance(self, runner: Runner, row: int, count: int, guesses: TokenIds[int] = ()) -> bool:
         rows = runner.logits()[row : row + count]
         self._logits[self.n_computed : self.n_computed + count] = rows
         self.n_computed += count

@@ -12,6 +12,9 @@ from .embedding import Pooling
 QuantType = Literal["i2_s", "tl1"]
 EmbdType = Literal["f32", "f16", "q8_0", "q6_k", "q4_0"]
 KvType = Literal["f16", "q8_0"]
+# Who computes; see bitnet.BitNet.
+EngineName = Literal["native", "mlx", "llama_cpp"]
+EngineChoice = Literal["auto", "native", "mlx", "llama_cpp"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +42,7 @@ class ModelInfo:
     kv_type: how keys and values are stored, f16 or q8_0.
     pooling: how `embed` makes one vector of a text if it is not told; None = in a way unknown here.
     quant_type, tiles: how ternary products are computed, see bitnet.BitNet. embd_type: what embedding and
-    head are kept as, such as "F16".
+    head are kept as, such as "F16". engine, kernels: who computes, and in which way.
     repairs: what was wrong in the file and is handled; warnings: what else its user should know.
     In api mode path is the server's address, and what the server does not tell is 0 or empty.
     """
@@ -73,6 +76,7 @@ class ModelInfo:
     quant_type: QuantType = "i2_s"
     tiles: Mapping[str, int] = field(default_factory=dict, hash=False)
     embd_type: str = ""
+    engine: EngineName | Literal[""] = ""
 
     @property
     def memory_bytes(self) -> int:
