@@ -85,7 +85,6 @@ def load(
     The other options are those of bitnet.BitNet. Raises ValidationError for those that MLX has no way to
     obey, and what loading a model raises.
     """
-    global _used_by
     require()
     from bitnet.engines import mlx_check
 
@@ -107,7 +106,6 @@ def load(
             fall_back,
             options,
         )
-    _used_by = os.getpid()
     engine = MlxEngine(path, **options)
     try:
         verdict = mlx_check.remembered(path)
@@ -162,8 +160,10 @@ class MlxEngine(NativeEngine):
         return {}  # of the CPU's kernels
 
     def _new_runner(self, model: _native.Model) -> Runner:
+        global _used_by
         from bitnet.engines.mlx_runner import MlxRunner, MlxWeights
 
+        _used_by = os.getpid()
         try:
             if self._weights is None:
                 self._weights = MlxWeights(model)

@@ -30,9 +30,9 @@ from bitnet.values import Request, Sampling
 N_TOKENS = 16
 PROMPT = "The capital of France is"
 # Where float32 rounds differently, an activation may land on the next of 256 values, and logits move: by up to
-# 0.3 % of the largest in models of random weights. A token that the CPU puts behind the likeliest by more than
-# this share of the largest logit is wrong.
-TOLERANCE = 0.01
+# 2 % of the largest with the bundled model and random tokens. A token that the CPU puts behind the likeliest
+# by more than this share of the largest logit is wrong.
+TOLERANCE = 0.03
 _ROWS_AT_ONCE = 1024
 
 

@@ -367,7 +367,7 @@ class MlxRunner:
             raise
         except Exception as error:
             self._failed = DeviceError(
-                f"MLX ({self.kernels}) failed: {error}. If its memory was not enough, load the model with a "
+                f"MLX ({self.kernels}) failed: {str(error).rstrip('.')}. If its memory was not enough, load the model with a "
                 "smaller n_ctx or n_batch, or with n_gpu_layers=0 to compute on the CPU"
             )
             raise self._failed from error
