@@ -183,8 +183,8 @@ class BitNetConfig(_Block):
     )
     engine: EngineChoice = Field(
         default="auto",
-        description="Who computes (mode direct). auto: native, or mlx on Apple silicon if n_gpu_layers is not "
-        "0. mlx and llama_cpp need the extras of these names.",
+        description="Who computes (mode direct). auto: native, or mlx on Apple silicon if n_gpu_layers is "
+        "not 0. mlx and llama_cpp need the extras of these names.",
     )
     n_gpu_layers: Integer = Field(
         default=0,

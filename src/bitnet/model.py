@@ -139,8 +139,8 @@ class BitNet:
         embd_type: what embedding and output head are kept as: "f32", "f16", "q8_0", "q6_k" or "q4_0"; None =
             as the file has them. A narrower type saves memory and time, and changes the output a little.
         engine: who computes. "native": this package's own kernels. "mlx": Apple's MLX, on the GPU where it
-            has one (pip install 'bitnet-cpp[mlx]'). "llama_cpp": llama-cpp-python, for models of llama's shape
-            and any other GGUF file it reads (pip install 'bitnet-cpp[llama-cpp]'). "auto": native; but mlx on
+            has one (pip install 'bitnet-cpp[mlx]'). "llama_cpp": llama-cpp-python, for models of llama's
+            shape and any other GGUF file it reads (pip install 'bitnet-cpp[llama-cpp]'). "auto": native; but mlx on
             Apple silicon if n_gpu_layers is not 0.
         n_gpu_layers: layers to compute on a GPU: 0 = none, -1 = all; mlx computes all or none. main_gpu:
             which one. low_vram: keep keys and values and the head in the host's memory.

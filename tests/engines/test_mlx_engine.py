@@ -21,7 +21,7 @@ from reference.cases import CASES
 from reference.model_factory import ModelSpec, make_model
 
 pytest.importorskip("mlx.core", reason="the package mlx is not installed")
-from bitnet.engines import mlx_check, mlx_runner  # noqa: E402
+from bitnet.engines import mlx_check, mlx_runner
 
 pytestmark = pytest.mark.mlx
 
@@ -78,7 +78,14 @@ def test_greedy_tokens_of_every_architecture(name: str, models_folder: Path) -> 
 
 
 def test_sampling_with_a_seed_and_logprobs(on_mlx: BitNet, model: BitNet) -> None:
-    how = {"temperature": 0.8, "seed": 7, "max_tokens": 16, "logprobs": True, "top_logprobs": 3, "ignore_eos": True}
+    how = {
+        "temperature": 0.8,
+        "seed": 7,
+        "max_tokens": 16,
+        "logprobs": True,
+        "top_logprobs": 3,
+        "ignore_eos": True,
+    }
     one, other = on_mlx.generate(PROMPTS[0], **how), model.generate(PROMPTS[0], **how)
     assert one.token_ids == other.token_ids
     for mine, theirs in zip(one.logprobs or (), other.logprobs or (), strict=True):
@@ -122,10 +129,10 @@ def test_embeddings(on_mlx: BitNet, model: BitNet) -> None:
     assert np.abs(on_mlx.embed(texts) - model.embed(texts)).max() < 0.01
 
 
-def test_cancelling_a_prompt(
-    models_folder: Path, eventually: Callable[[Callable[[], bool]], None]
-) -> None:
-    path = make_model(ModelSpec(hidden_size=320, ffn_size=136, n_layers=9, context_length=4096), models_folder)
+def test_cancelling_a_prompt(models_folder: Path, eventually: Callable[[Callable[[], bool]], None]) -> None:
+    path = make_model(
+        ModelSpec(hidden_size=320, ffn_size=136, n_layers=9, context_length=4096), models_folder
+    )
     ids = np.random.default_rng(0).integers(0, 200, 3000).tolist()
     with BitNet(path, engine="mlx", n_ctx=4096) as model:
         generation = model.stream(ids, max_tokens=4)
@@ -162,7 +169,7 @@ def test_pickled_and_loaded_again() -> None:
         assert copy.info.engine == "mlx"
 
 
-# ---- the check before the first use ---------------------------------------------------------------------------------
+# ---- the check before the first use ------------------------------------------------------------------------
 
 
 def test_the_verdict_is_remembered(base_path: Path, cache: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -211,7 +218,9 @@ GPU = ("n_gpu_layers", "main_gpu", "low_vram")
 FAILED = mlx_check.Verdict((mlx_check.Finding("layer 0 o", False, "3 of 9 dot products are wrong"),))
 
 
-def test_a_model_that_failed_is_computed_on_the_cpu(base_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_model_that_failed_is_computed_on_the_cpu(
+    base_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     before = mlx_check.remembered(base_path)
     mlx_check.remember(base_path, FAILED)
     try:
@@ -227,7 +236,7 @@ def test_a_model_that_failed_is_computed_on_the_cpu(base_path: Path, caplog: pyt
             mlx_check.remember(base_path, before)
 
 
-# ---- what it cannot do ------------------------------------------------------------------------------------------------
+# ---- what it cannot do -------------------------------------------------------------------------------------
 
 
 def test_some_layers_are_all_layers(base_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -285,7 +294,7 @@ def test_a_device_that_fails(base_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
         with monkeypatch.context() as patch:
             patch.setattr(mlx_runner.mx, "async_eval", fail)
-            with pytest.raises(DeviceError, match="Unable to allocate 9 bytes.*smaller n_ctx"):
+            with pytest.raises(DeviceError, match=r"Unable to allocate 9 bytes.*smaller n_ctx"):
                 model.generate([1, 2, 3], **OPTIONS)
         # What was half computed is gone with the engine; the next request loads the model again.
         assert model.generate([1, 2, 3], **OPTIONS).token_ids == expected

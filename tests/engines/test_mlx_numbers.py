@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -33,8 +33,8 @@ PARTS = {"qkv": ("q", "k", "v"), "o": ("o",), "gate_up": ("gate", "up"), "down":
 
 
 @pytest.fixture(scope="module", params=CASES)
-def case(request: pytest.FixtureRequest, models_folder: Path) -> Iterator[Engine]:
-    yield Engine(make_model(CASES[request.param], models_folder))
+def case(request: pytest.FixtureRequest, models_folder: Path) -> Engine:
+    return Engine(make_model(CASES[request.param], models_folder))
 
 
 def on_mlx(engine: Engine) -> Engine:
@@ -83,11 +83,15 @@ def test_every_product_is_exact(case: Engine) -> None:
     for index, layer in enumerate(weights.layers):
         for name, parts in PARTS.items():
             width = widths.get(name, model.hidden_size)
-            codes = np.vstack([mlx_check.unpack(model.ternary_rows(index, part)[0])[:, :width] for part in parts])
+            codes = np.vstack(
+                [mlx_check.unpack(model.ternary_rows(index, part)[0])[:, :width] for part in parts]
+            )
             q = random.integers(-128, 128, (33, width))
             q[0], q[1] = 127 * codes[0], np.where(codes[-1] > 0, -128, 127)
             for rows in (q[:1], q[:5], q):
-                computed = np.array(weights.linears[name].integers(mx.array(rows.astype(np.float32)), layer[name]))
+                computed = np.array(
+                    weights.linears[name].integers(mx.array(rows.astype(np.float32)), layer[name])
+                )
                 assert np.array_equal(computed, rows @ codes.T.astype(np.int64))
 
 
@@ -112,7 +116,9 @@ def test_the_largest_sums_are_exact(width: int, code: int) -> None:
     for value in (127, -128):
         for n in (1, 33):
             q = mx.array(np.full((n, width), value, np.float32))
-            assert np.array_equal(np.array(linear.integers(q, linear.weights)), np.full((n, 8), width * value * code))
+            assert np.array_equal(
+                np.array(linear.integers(q, linear.weights)), np.full((n, 8), width * value * code)
+            )
 
 
 def test_groups_leave_nothing_to_fill_up_where_they_can() -> None:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from bitnet import _native
 from bitnet.engines.native import NativeEngine
 from bitnet.errors import BitNetError, DeviceError, EngineClosedError, ValidationError
-from bitnet.values import KvType, QuantType
+from bitnet.values import QuantType
 
 if TYPE_CHECKING:
     from bitnet.engines import tiles

@@ -29,9 +29,9 @@ from bitnet.values import Request, Sampling
 
 N_TOKENS = 16
 PROMPT = "The capital of France is"
-# Where float32 rounds differently, an activation may land on the next of 256 values, and logits move: by up to
-# 2 % of the largest with the bundled model and random tokens. A token that the CPU puts behind the likeliest
-# by more than this share of the largest logit is wrong.
+# Where float32 rounds differently, an activation may land on the next of 256 values, and logits move: by up
+# to 2 % of the largest with the bundled model and random tokens. A token that the CPU puts behind the
+# likeliest by more than this share of the largest logit is wrong.
 TOLERANCE = 0.03
 _ROWS_AT_ONCE = 1024
 
@@ -94,7 +94,8 @@ def _linears(engine: MlxEngine) -> Iterator[Finding]:
 def unpack(words: NDArray[np.uint32]) -> NDArray[np.int8]:
     """The codes -1, 0 and 1 of Model.ternary_rows."""
     fields = words[:, :, None] >> np.arange(0, 32, 2, dtype=np.uint32) & np.uint32(3)
-    return fields.reshape(len(words), -1).astype(np.int8) - np.int8(1)
+    codes: NDArray[np.int8] = fields.reshape(len(words), -1).astype(np.int8) - np.int8(1)
+    return codes
 
 
 def _vectors(codes: NDArray[np.int8], width: int) -> NDArray[np.float32]:

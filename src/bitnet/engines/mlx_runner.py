@@ -37,7 +37,7 @@ Weights = Mapping[str, Any]
 
 
 class Linear:
-    """Ternary matrices of one input, one below the other: y = (q @ codes) * (scale of q * scale of the row)."""
+    """Ternary matrices of one input, one below the other: (q @ codes) * (scale of q * scale of the row)."""
 
     def __init__(
         self, model: _native.Model, layer: int, names: Sequence[str], width: int, units: _Units
@@ -131,14 +131,14 @@ class MlxWeights:
         output_norm = model.norm(0, "output_norm")
         assert output_norm is not None
         self.output_norm = mx.array(output_norm)
-        values, scales = model.head_rows()
-        self.head_group = group_size(values.shape[1])
-        n_groups = values.shape[1] // self.head_group
+        head, scales = model.head_rows()
+        self.head_width = head.shape[1]
+        self.head_group = group_size(self.head_width)
+        n_groups = self.head_width // self.head_group
         # Bytes of 0 to 255, element k of a word in bits 8 * (k % 4).
-        self.head = mx.array((values.view(np.uint8) ^ 0x80).view(np.uint32))
+        self.head = mx.array((head.view(np.uint8) ^ 0x80).view(np.uint32))
         self.head_scales = mx.array(np.repeat(scales[:, None], n_groups, axis=1))
         self.head_biases = mx.array(np.repeat(-128 * scales[:, None], n_groups, axis=1))
-        self.head_width = values.shape[1]
 
     @property
     def nbytes(self) -> int:
@@ -367,8 +367,8 @@ class MlxRunner:
             raise
         except Exception as error:
             self._failed = DeviceError(
-                f"MLX ({self.kernels}) failed: {str(error).rstrip('.')}. If its memory was not enough, load the model with a "
-                "smaller n_ctx or n_batch, or with n_gpu_layers=0 to compute on the CPU"
+                f"MLX ({self.kernels}) failed: {str(error).rstrip('.')}. If its memory was not enough, load the "
+                "model with a smaller n_ctx or n_batch, or set engine to native to compute on the CPU"
             )
             raise self._failed from error
 

@@ -24,8 +24,8 @@ from bitnet.text.incremental import IncrementalDecoder
 from bitnet.values import Delta, FinishReason, Reply, Request, Sampling, Timings, TokenLogprob, Usage
 
 if TYPE_CHECKING:
-    from bitnet.text.constraints import Constraint
     from bitnet.runtime.runner import Runner
+    from bitnet.text.constraints import Constraint
     from bitnet.text.tokenizer import Tokenizer
 
 # Rows of logits computed at once: 32 MiB for a vocabulary of 128,256, and soon over: others get their turn.
