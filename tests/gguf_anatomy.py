@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass, field, replace
+from math import prod
 
 U8, I8, U16, I16, U32, I32, F32, BOOL, STRING, ARRAY, U64, I64, F64 = range(13)
 NUMBER_FORMAT = {
@@ -23,11 +24,22 @@ NUMBER_FORMAT = {
     F64: "d",
 }
 
-# Tensor types, and (elements, bytes) of their blocks. I2_S is sized over the whole tensor; the engine
-# does not read the types of the second line.
-TYPE_F32, TYPE_F16, TYPE_Q8_0, TYPE_Q6_K, TYPE_BF16, TYPE_I2_S = 0, 1, 8, 14, 30, 36
-TYPE_Q4_K, TYPE_TL1, TYPE_UNKNOWN = 12, 38, 99
-BLOCKS = {TYPE_F32: (1, 4), TYPE_F16: (1, 2), TYPE_Q8_0: (32, 34), TYPE_Q6_K: (256, 210), TYPE_BF16: (1, 2)}
+# Tensor types, and (elements, bytes) of their blocks. The first of the ternary ones are sized over the whole
+# tensor; the engine does not read the types of the last line.
+TYPE_F32, TYPE_F16, TYPE_Q8_0, TYPE_Q6_K, TYPE_BF16 = 0, 1, 8, 14, 30
+TYPE_I2_S, TYPE_TL1, TYPE_TL2, TYPE_TQ1_0, TYPE_TQ2_0, TYPE_Q2_0 = 36, 38, 39, 34, 35, 42
+TERNARY_TYPES = (TYPE_I2_S, TYPE_TL1, TYPE_TL2, TYPE_TQ1_0, TYPE_TQ2_0, TYPE_Q2_0)
+TYPE_Q4_K, TYPE_UNKNOWN = 12, 99
+BLOCKS = {
+    TYPE_F32: (1, 4),
+    TYPE_F16: (1, 2),
+    TYPE_Q8_0: (32, 34),
+    TYPE_Q6_K: (256, 210),
+    TYPE_BF16: (1, 2),
+    TYPE_TQ1_0: (256, 54),
+    TYPE_TQ2_0: (256, 66),
+    TYPE_Q2_0: (64, 18),
+}
 
 
 @dataclass
@@ -63,14 +75,11 @@ class Tensor:
 
     @property
     def n_elements(self) -> int:
-        product = 1
-        for dim in self.dims:
-            product *= dim
-        return product
+        return prod(self.dims)
 
     @property
     def n_bytes(self) -> int:
-        return tensor_bytes(self.type, self.n_elements)
+        return tensor_bytes(self.type, self.dims)
 
 
 @dataclass
@@ -90,9 +99,16 @@ class Gguf:
         self.by_name = {tensor.name: tensor for tensor in self.tensors}
 
 
-def tensor_bytes(type: int, n_elements: int) -> int:
+def tensor_bytes(type: int, dims: list[int]) -> int:
+    n_elements = prod(dims)
     if type == TYPE_I2_S:
         return (n_elements + 127) // 128 * 32 + 32
+    if type == TYPE_TL1:
+        return (n_elements // 4 + 31) // 32 * 32 + 32
+    if type == TYPE_TL2:
+        columns, rows = dims[0], n_elements // dims[0]
+        codes = (columns - 256) * rows // 3 * 5 // 8 + 256 * rows // 2 * 4 // 8
+        return (codes + 31) // 32 * 32 + 32
     elements, size = BLOCKS[type]
     return n_elements // elements * size
 

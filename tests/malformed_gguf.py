@@ -27,14 +27,19 @@ from gguf_anatomy import (
     I32,
     NUMBER_FORMAT,
     STRING,
+    TERNARY_TYPES,
     TYPE_BF16,
     TYPE_F16,
     TYPE_F32,
     TYPE_I2_S,
+    TYPE_Q2_0,
     TYPE_Q4_K,
     TYPE_Q6_K,
     TYPE_Q8_0,
     TYPE_TL1,
+    TYPE_TL2,
+    TYPE_TQ1_0,
+    TYPE_TQ2_0,
     TYPE_UNKNOWN,
     U32,
     U64,
@@ -202,7 +207,7 @@ def tensor_records(gguf: Gguf) -> Iterator[Variant]:
     file = gguf.file
     data_bytes = len(file) - gguf.data_start
     first, last = gguf.tensors[0], gguf.tensors[-1]
-    ternary = next(t for t in gguf.tensors if t.type == TYPE_I2_S)
+    ternary = next(t for t in gguf.tensors if t.type in TERNARY_TYPES)
     for tensor in dict.fromkeys(t.name for t in (first, ternary, last)):
         tensor = gguf.by_name[tensor]
         name = label(tensor.name)
@@ -250,7 +255,7 @@ def tensor_records(gguf: Gguf) -> Iterator[Variant]:
     # Two extra dimensions of 1 are harmless; these make the tensor larger than its data.
     grown = replace(last, dims=[*last.dims[:-1], last.dims[-1] * 2**20])
     yield "container: last tensor larger than the file", with_tensor(gguf, last.name, grown)
-    for type, elements in ((TYPE_Q8_0, 32), (TYPE_Q6_K, 256)):
+    for type, elements in ((TYPE_Q8_0, 32), (TYPE_Q6_K, 256), (TYPE_TQ2_0, 256), (TYPE_Q2_0, 64)):
         broken = replace(first, type=type, dims=[elements // 2, 2])
         yield f"container: type {type} with rows of half a block", with_tensor(gguf, first.name, broken)
 
@@ -350,28 +355,42 @@ def set_element(tensor: Tensor, value: float) -> Tensor:
     return replace(tensor, data=patch(tensor.data, at, fmt, value))
 
 
-def tensor_contents(gguf: Gguf) -> Iterator[Variant]:
-    ternary = [t for t in gguf.tensors if t.type == TYPE_I2_S]
+def impossible_codes(tensor: Tensor) -> Iterator[tuple[int, int]]:
+    """Places and values of single bytes that stand for no ternary weights. TQ1_0 has none."""
+    last = tensor.n_bytes - 32
+    if tensor.type == TYPE_I2_S:
+        places = [0, last // 2, (tensor.n_elements // 128 - 1) * 32]
+        yield from ((at, tensor.data[at] | 3 << shift) for at in places for shift in (0, 2, 4, 6))
+    elif tensor.type in (TYPE_TQ2_0, TYPE_Q2_0):
+        size, first = (66, 0) if tensor.type == TYPE_TQ2_0 else (18, 2)
+        places = [first, tensor.n_bytes // size // 2 * size + first + 7, tensor.n_bytes - size + first + 15]
+        yield from ((at, tensor.data[at] | 3 << shift) for at in places for shift in (0, 2, 4, 6))
+    elif tensor.type == TYPE_TL1:
+        yield from ((at, value) for at in (0, last // 2, last - 1) for value in (0x94, 0x49, 0xFF))
+    elif tensor.type == TYPE_TL2:
+        yield from ((at, value) for at in (0, 32, 100) for value in (0xE0, 0x0E, 0xFF))
+
+
+def ternary_contents(gguf: Gguf) -> Iterator[Variant]:
+    ternary = [t for t in gguf.tensors if t.type in TERNARY_TYPES]
     for tensor in {t.name: t for t in (ternary[0], ternary[len(ternary) // 2], ternary[-1])}.values():
         name = label(tensor.name)
-        scale_at = tensor.n_bytes - 32
-        for scale in (NAN, INFINITY, -INFINITY, -1.0, -1e-30):
-            changed = replace(tensor, data=patch(tensor.data, scale_at, "f", scale))
+        in_blocks = {TYPE_TQ1_0: 52, TYPE_TQ2_0: 64, TYPE_Q2_0: 0}
+        scale_at, form = (
+            in_blocks.get(tensor.type, tensor.n_bytes - 32),
+            "e" if tensor.type in in_blocks else "f",
+        )
+        for scale in (NAN, INFINITY, -INFINITY, -1.0, -1e-4):
+            changed = replace(tensor, data=patch(tensor.data, scale_at, form, scale))
             yield f"model: scale {scale} in {name}", with_tensor(gguf, tensor.name, changed)
-        for at, where in (
-            (0, "first"),
-            (scale_at // 2, "middle"),
-            ((tensor.n_elements // 128 - 1) * 32, "last whole block's"),
-        ):
-            for shift in (0, 2, 4, 6):
-                changed = replace(tensor, data=patch(tensor.data, at, "B", tensor.data[at] | 3 << shift))
-                yield (
-                    f"model: code 3 in the {where} byte, bits {shift + 1}:{shift}, of {name}",
-                    with_tensor(gguf, tensor.name, changed),
-                )
+        for at, value in impossible_codes(tensor):
+            changed = replace(tensor, data=patch(tensor.data, at, "B", value))
+            yield f"model: byte {at} of {name} is {value:#x}", with_tensor(gguf, tensor.name, changed)
     changed = replace(ternary[0], data=b"\xff" * len(ternary[0].data))
     yield f"model: {label(ternary[0].name)} is all ones", with_tensor(gguf, ternary[0].name, changed)
 
+
+def dense_contents(gguf: Gguf) -> Iterator[Variant]:
     norms = [t for t in gguf.tensors if t.name.endswith(b"norm.weight")]
     for tensor in {t.name: t for t in norms[:4] + norms[-2:]}.values():
         for value in (NAN, INFINITY):
@@ -409,7 +428,7 @@ def tensor_set(gguf: Gguf) -> Iterator[Variant]:
 
 
 def resized(tensor: Tensor, dims: list[int]) -> Tensor:
-    """The tensor with other dimensions and just enough data for them: zeros, with a valid scale for I2_S."""
+    """The tensor with other dimensions and just enough data for them, of zeros where the type has any."""
     changed = replace(tensor, dims=dims)
     if tensor.type == TYPE_I2_S:
         return replace(changed, data=b"\x55" * (changed.n_bytes - 32) + struct.pack("<f", 1.0) + bytes(28))
@@ -417,7 +436,8 @@ def resized(tensor: Tensor, dims: list[int]) -> Tensor:
 
 
 def wrong_shapes(gguf: Gguf, tensor: Tensor) -> Iterator[Variant]:
-    step = BLOCKS.get(tensor.type, (1, 0))[0]  # keep whole blocks: the container must stay sound
+    # Keep whole blocks, and matrices that can be TL2: the container must stay sound.
+    step = BLOCKS.get(tensor.type, (256 if tensor.type == TYPE_TL2 else 1, 0))[0]
     k, *rest = tensor.dims
     shapes = [[k + step, *rest], [k, *rest, 2]]
     if rest:
@@ -433,9 +453,9 @@ def wrong_shapes(gguf: Gguf, tensor: Tensor) -> Iterator[Variant]:
 
 
 def wrong_types(gguf: Gguf, tensor: Tensor) -> Iterator[Variant]:
-    types = [TYPE_Q4_K, TYPE_TL1, TYPE_UNKNOWN]
-    if tensor.type != TYPE_I2_S:
-        types.append(TYPE_I2_S)
+    types = [TYPE_Q4_K, TYPE_UNKNOWN]
+    if tensor.type not in TERNARY_TYPES:
+        types += [TYPE_TL1, TYPE_I2_S]
     for type in types:
         # Data enough for any of them: the container is sound, whatever a reader knows of the type.
         data = b"\x55" * (tensor.n_elements * 4) + struct.pack("<f", 1.0) + bytes(28)
@@ -507,6 +527,13 @@ def vocabularies(gguf: Gguf) -> Iterator[Variant]:
     )
 
 
+def damaged_ternary_tensors(valid: bytes) -> Iterator[Variant]:
+    """The variants that depend on the type of the ternary tensors."""
+    gguf = parse(valid)
+    for damage in (tensor_records, ternary_contents, tensor_set):
+        yield from damage(gguf)
+
+
 def malformed_variants(valid: bytes) -> Iterator[Variant]:
     """Every damaged variant of the small valid model file `valid`, as (name, bytes). Names are unique."""
     gguf = parse(valid)
@@ -517,7 +544,8 @@ def malformed_variants(valid: bytes) -> Iterator[Variant]:
         alignments,
         tensor_records,
         architecture_keys,
-        tensor_contents,
+        ternary_contents,
+        dense_contents,
         tensor_set,
         vocabularies,
     ):

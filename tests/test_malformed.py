@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from bitnet import BitNet, _native
 from bitnet.errors import ModelFileError
 from bitnet.models.gguf_writer import TensorType
-from malformed_gguf import malformed_variants
+from malformed_gguf import damaged_ternary_tensors, malformed_variants
 from reference.model_factory import ModelSpec, make_model
 
 SPECS = {
@@ -29,10 +30,13 @@ SPECS = {
 }
 
 
-def refusal(path: Path) -> str | None:
+TERNARY = {"tl1": (64, 64, 32), "tl2": (64, 96, 32), "tq1_0": None, "tq2_0": None, "q2_0": None}
+
+
+def refusal(path: Path, **options: Any) -> str | None:
     """The message with which the file is refused."""
     try:
-        BitNet(path, use_mmap=False, n_ctx=32).close()
+        BitNet(path, use_mmap=False, n_ctx=32, **options).close()
     except ModelFileError as error:
         return str(error)
     return None
@@ -55,6 +59,41 @@ def test_every_damaged_file_is_refused(name: str, models_folder: Path, tmp_path:
     assert not accepted
     assert not unnamed
     assert count >= 200
+
+
+@pytest.mark.parametrize("layout", TERNARY)
+def test_every_damaged_ternary_tensor_is_refused(layout: str, models_folder: Path, tmp_path: Path) -> None:
+    spec = ModelSpec(
+        n_layers=1,
+        hidden_size=256,
+        n_heads=4,
+        n_kv_heads=2,
+        ffn_size=512,
+        layout=layout,
+        f16_scales=True,
+        tiles=TERNARY[layout] or (0, 0, 0),
+    )
+    options: dict[str, Any] = {}
+    if TERNARY[layout]:
+        bm, bk, bmm = spec.tiles
+        options["tl_config"] = tmp_path / "kernel_config.ini"
+        sections = [
+            f"[Kernels_{i}]\nm={m}\nk={k}\nbm={bm}\nbk={bk}\nbmm={bmm}\n"
+            for i, (m, k) in enumerate({(256, 256), (128, 256), (512, 256), (256, 512)})
+        ]
+        options["tl_config"].write_text("".join(sections))
+    valid = make_model(spec, models_folder)
+    assert refusal(valid, **options) is None
+    damaged = tmp_path / "damaged.gguf"
+    count, accepted = 0, []
+    for damage, data in damaged_ternary_tensors(valid.read_bytes()):
+        count += 1
+        damaged.write_bytes(data)
+        message = refusal(damaged, **options)
+        if message is None or str(damaged) not in message:
+            accepted.append((damage, message))
+    assert not accepted
+    assert count >= 150
 
 
 def test_the_layers_refuse_what_is_theirs(models_folder: Path, tmp_path: Path) -> None:

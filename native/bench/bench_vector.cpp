@@ -72,6 +72,7 @@ void bench_rows(int n) {
            [](auto a, auto b, int k, auto c) { scalar::rms_norm(a, b, k, 1e-5f, c); });
     binary("relu2_mul", tested.relu2_mul, scalar::relu2_mul);
     binary("silu_mul", tested.silu_mul, scalar::silu_mul);
+    binary("gelu_mul", tested.gelu_mul, scalar::gelu_mul);
 
     std::vector<int8_t> values(stride), expected_values(stride);
     float scale, expected_scale;

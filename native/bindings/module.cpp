@@ -2,6 +2,7 @@
 // reads files, packs weights or computes. The Python view of it is src/bitnet/_native.pyi.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/array.h>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/shared_ptr.h>
@@ -9,6 +10,8 @@
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
+#include <array>
+#include <cmath>
 #include <cstring>
 
 #include "gguf/gguf_file.h"
@@ -17,6 +20,7 @@
 #include "platform/cpu_features.h"
 #include "platform/errors.h"
 #include "quant/dense.h"
+#include "quant/ternary_layout.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -93,18 +97,20 @@ struct TensorSummary {
 std::vector<TensorSummary> tensors(const GgufFile& file) {
     std::vector<TensorSummary> summaries;
     for (const TensorInfo& t : file.tensors())
-        summaries.push_back({std::string(t.name), tensor_type_name(t.type_id), {t.dims.begin(), t.dims.begin() + t.n_dims}, t.offset, t.extent});
+        summaries.push_back({std::string(t.name), t.type_name(), {t.dims.begin(), t.dims.begin() + t.n_dims}, t.offset, t.extent});
     return summaries;
 }
 
 // ---- arrays -----------------------------------------------------------------------------------------------------------
 
-using FloatArray = nb::ndarray<nb::numpy, float, nb::ndim<2>>;
-
-FloatArray new_array(size_t rows, size_t cols, float** data) {
-    *data = new float[std::max<size_t>(1, rows * cols)];
-    nb::capsule owner(*data, [](void* p) noexcept { delete[] static_cast<float*>(p); });
-    return FloatArray(*data, {rows, cols}, owner);
+// An array that owns its memory, [shape], and where it is.
+template <class T, size_t N>
+nb::ndarray<nb::numpy, T, nb::ndim<N>> own_array(const std::array<size_t, N>& shape, T** data) {
+    size_t n = 1;
+    for (const size_t dim : shape) n *= dim;
+    *data = new T[std::max<size_t>(1, n)];
+    nb::capsule owner(*data, [](void* p) noexcept { delete[] static_cast<T*>(p); });
+    return nb::ndarray<nb::numpy, T, nb::ndim<N>>(*data, N, shape.data(), owner);
 }
 
 using TokenArray = nb::ndarray<const int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
@@ -120,36 +126,112 @@ void forward(Runner& runner, TokenArray token_ids, const std::vector<std::vector
     runner.forward(tokens, slices, outputs);
 }
 
-// The type of a name such as "q8_0", one of those that encode_row writes.
-TensorType encodable_type(const std::string& name) {
+// ---- tensor codecs ------------------------------------------------------------------------------------------------------
+
+using Bytes = nb::ndarray<const uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Codes = nb::ndarray<const int8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using FloatRows = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using TileRows = std::vector<std::array<int32_t, 5>>;  // rows, cols, row_block, col_block, simd_rows
+
+TensorType type_of_kind(const std::string& name, bool ternary) {
     const std::optional<TensorType> type = tensor_type_named(name);
-    if (!type || *type == TensorType::BF16 || *type == TensorType::I2_S)
-        throw InvalidRequestError("'" + name + "' is no type that rows can be converted to: f32, f16, q8_0, q6_k or q4_0");
+    if (!type || is_ternary(*type) != ternary)
+        throw InvalidRequestError("'" + name + "' is no " + (ternary ? "ternary type: i2_s, tl1, tl2, tq1_0, tq2_0 or q2_0"
+                                                                      : "type of dense rows: f32, f16, bf16, q8_0, q6_k or q4_0"));
     return *type;
 }
 
-using ByteArray = nb::ndarray<nb::numpy, uint8_t, nb::ndim<2>>;
-using FloatRows = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+LayoutChoice layout_choice(const std::string& layout, const TileRows& tl_tiles) {
+    LayoutChoice choice = layout_named(layout);
+    for (const auto& t : tl_tiles) choice.tl_tiles.push_back({t[0], t[1], t[2], t[3], t[4]});
+    return choice;
+}
 
-ByteArray encode_rows(FloatRows values, const std::string& name) {
-    const TensorType type = encodable_type(name);
-    const size_t rows = values.shape(0), cols = values.shape(1);
+void check_blocks(TensorType type, size_t cols) {
     if (cols % block_elements(type) != 0)
-        throw InvalidRequestError("rows of " + name + " must have a multiple of " + std::to_string(block_elements(type)) + " elements");
+        throw InvalidRequestError("rows of " + tensor_type_name(type) + " must have a multiple of " + std::to_string(block_elements(type)) +
+                                  " elements, not " + std::to_string(cols));
+}
+
+void check_size(TensorType type, size_t n_bytes, size_t rows, size_t cols) {
+    if (rows < 1 || cols < 1 || rows > (1u << 30) || cols > (1u << 30))
+        throw InvalidRequestError("a tensor must have 1 to 2^30 rows and columns");
+    check_blocks(type, cols);
+    const std::optional<uint64_t> needed = tensor_bytes(type, cols, rows);
+    if (!needed || n_bytes < *needed)
+        throw InvalidRequestError(std::to_string(n_bytes) + " bytes are too few for " + std::to_string(rows) + " x " + std::to_string(cols) +
+                                  " elements of " + tensor_type_name(type));
+}
+
+nb::tuple decode_ternary(Bytes data, const std::string& name, size_t rows, size_t cols, const std::string& layout, const TileRows& tl_tiles) {
+    const TensorType type = type_of_kind(name, true);
+    check_size(type, data.size(), rows, cols);
+    const TernaryTensor tensor(type, data.data(), static_cast<int32_t>(rows), static_cast<int32_t>(cols), layout_choice(layout, tl_tiles));
+    int8_t* codes;
+    float* scales;
+    auto code_array = own_array<int8_t, 2>({rows, cols}, &codes);
+    auto scale_array = own_array<float, 1>({tensor.n_scales()}, &scales);
+    bool valid = true, good_scales = true;
+    {
+        nb::gil_scoped_release release;
+        for (size_t r = 0; r < rows; r++) valid = tensor.decode_row(static_cast<int32_t>(r), codes + r * cols) && valid;
+        tensor.scales(scales);
+        for (size_t i = 0; i < tensor.n_scales(); i++) good_scales = good_scales && std::isfinite(scales[i]) && scales[i] >= 0;
+    }
+    if (!valid) throw InvalidRequestError("a code of the tensor stands for no ternary weight: it is damaged, or has another layout");
+    if (!good_scales) throw InvalidRequestError("a scale of the tensor is negative or not finite");
+    return nb::make_tuple(code_array, scale_array);
+}
+
+nb::object encode_ternary_bytes(Codes codes, float scale, const std::string& name, const std::string& layout, const TileRows& tl_tiles) {
+    const TensorType type = type_of_kind(name, true);
+    if (codes.shape(0) > (1u << 30) || codes.shape(1) > (1u << 30)) throw InvalidRequestError("a tensor must have at most 2^30 rows and columns");
+    const LayoutChoice choice = layout_choice(layout, tl_tiles);
+    std::vector<uint8_t> bytes;
+    {
+        nb::gil_scoped_release release;
+        bytes = encode_ternary(type, codes.data(), static_cast<int32_t>(codes.shape(0)), static_cast<int32_t>(codes.shape(1)), scale, choice);
+    }
+    return nb::bytes(bytes.data(), bytes.size());
+}
+
+nb::object decode_rows(Bytes data, const std::string& name, size_t rows, size_t cols) {
+    const TensorType type = type_of_kind(name, false);
+    check_size(type, data.size(), rows, cols);
+    float* values;
+    auto array = own_array<float, 2>({rows, cols}, &values);
+    {
+        nb::gil_scoped_release release;
+        const size_t bytes = row_bytes(type, cols);
+        for (size_t r = 0; r < rows; r++) decode_row(type, data.data() + r * bytes, cols, values + r * cols);
+    }
+    return nb::cast(array);
+}
+
+nb::object encode_rows(FloatRows values, const std::string& name) {
+    const TensorType type = type_of_kind(name, false);
+    const size_t rows = values.shape(0), cols = values.shape(1);
+    check_blocks(type, cols);
     const size_t bytes = row_bytes(type, cols);
-    uint8_t* data = new uint8_t[std::max<size_t>(1, rows * bytes)];
-    nb::capsule owner(data, [](void* p) noexcept { delete[] static_cast<uint8_t*>(p); });
+    uint8_t* data;
+    auto array = own_array<uint8_t, 2>({rows, bytes}, &data);
     {
         nb::gil_scoped_release release;
         for (size_t r = 0; r < rows; r++) encode_row(type, values.data() + r * cols, cols, data + r * bytes);
     }
-    return ByteArray(data, {rows, bytes}, owner);
+    return nb::cast(array);
 }
 
+// ---- models and runners -------------------------------------------------------------------------------------------------
+
 std::shared_ptr<Model> load(std::shared_ptr<GgufFile> file, int n_threads, bool use_mmap, bool use_mlock, const std::string& cache_path,
-                            const std::string& embd_type) {
+                            const std::string& embd_type, const std::string& layout, const TileRows& tl_tiles, const std::string& activation) {
     ModelOptions options;
-    if (!embd_type.empty()) options.embedding_type = encodable_type(embd_type);
+    if (!embd_type.empty()) options.embedding_type = type_of_kind(embd_type, false);
+    options.layout = layout_choice(layout, tl_tiles);
+    options.activation = activation_named(activation);
+    if (!activation.empty() && !options.activation)
+        throw InvalidRequestError("activation must be relu2, silu or gelu_tanh, not '" + activation + "'");
     options.n_threads = n_threads > 0 ? n_threads : physical_cores();
     options.use_mmap = use_mmap;
     options.use_mlock = use_mlock;
@@ -179,60 +261,63 @@ const LayerWeights& layer_at(const Model& model, int layer) {
     return model.layers()[static_cast<size_t>(layer)];
 }
 
-using WordArray = nb::ndarray<nb::numpy, uint32_t, nb::ndim<2>>;
+const Projection& projection_named(const LayerWeights& layer, const std::string& name) {
+    const std::pair<const char*, const Projection*> all[] = {{"q", &layer.q},       {"k", &layer.k},   {"v", &layer.v},      {"o", &layer.o},
+                                                             {"gate", &layer.gate}, {"up", &layer.up}, {"down", &layer.down}};
+    const auto* found = std::find_if(std::begin(all), std::end(all), [&](const auto& entry) { return name == entry.first; });
+    if (found == std::end(all)) throw InvalidRequestError("a layer has no projection '" + name + "'");
+    return *found->second;
+}
 
 // A ternary matrix of a layer as [rows][words] at 2 bits a weight, rows filled up with zero weights, and its scale.
-std::pair<WordArray, float> ternary_rows(const Model& model, int layer, const std::string& name, int words_multiple) {
-    const LayerWeights& weights = layer_at(model, layer);
-    const std::pair<const char*, const TernaryWeights*> all[] = {
-        {"q", &weights.q},       {"k", &weights.k},   {"v", &weights.v},      {"o", &weights.o},
-        {"gate", &weights.gate}, {"up", &weights.up}, {"down", &weights.down}};
-    const auto* found = std::find_if(std::begin(all), std::end(all), [&](const auto& entry) { return name == entry.first; });
-    if (found == std::end(all)) throw InvalidRequestError("a layer has no ternary matrix '" + name + "'");
+std::pair<nb::ndarray<nb::numpy, uint32_t, nb::ndim<2>>, float> ternary_rows(const Model& model, int layer, const std::string& name, int words_multiple) {
     if (words_multiple < 1) throw InvalidRequestError("words_multiple must be at least 1");
-    const TernaryWeights& w = *found->second;
+    const TernaryWeights& w = projection_named(layer_at(model, layer), name).weights;
     const size_t rows = static_cast<size_t>(w.rows), multiple = static_cast<size_t>(words_multiple);
     const size_t words = (static_cast<size_t>(w.k_blocks) + multiple - 1) / multiple * multiple;
-    uint32_t* data = new uint32_t[std::max<size_t>(1, rows * words)];
-    nb::capsule owner(data, [](void* p) noexcept { delete[] static_cast<uint32_t*>(p); });
+    uint32_t* data;
+    const auto array = own_array<uint32_t, 2>({rows, words}, &data);
     {
         nb::gil_scoped_release release;
         std::fill(data, data + rows * words, 0x55555555u);  // zero weights
         for (size_t r = 0; r < rows; r++) n9_row_words(w, static_cast<int32_t>(r), data + r * words);
     }
-    return {WordArray(data, {rows, words}, owner), w.scale};
+    return {array, w.scale};
 }
 
 nb::object norm_weights(const Model& model, int layer, const std::string& name) {
     const std::vector<float>* values = &model.output_norm();
     if (name != "output_norm") {
         const LayerWeights& weights = layer_at(model, layer);
-        const std::pair<const char*, const std::vector<float>*> all[] = {{"attn_norm", &weights.attn_norm},
-                                                                          {"attn_sub_norm", &weights.attn_sub_norm},
-                                                                          {"ffn_norm", &weights.ffn_norm},
-                                                                          {"ffn_sub_norm", &weights.ffn_sub_norm}};
+        const std::pair<const char*, const std::vector<float>*> all[] = {
+            {"attn_norm", &weights.attn_norm},           {"ffn_norm", &weights.ffn_norm},
+            {"q_head_norm", &weights.q_head_norm},       {"k_head_norm", &weights.k_head_norm},
+            {"post_attn_norm", &weights.post_attn_norm}, {"post_ffn_norm", &weights.post_ffn_norm}};
         const auto* found = std::find_if(std::begin(all), std::end(all), [&](const auto& entry) { return name == entry.first; });
-        if (found == std::end(all)) throw InvalidRequestError("a layer has no norm '" + name + "'");
-        values = found->second;
+        values = found == std::end(all) ? &projection_named(weights, name).input_norm : found->second;
     }
     if (values->empty()) return nb::none();
     float* data;
-    FloatArray array = new_array(1, values->size(), &data);
+    const auto array = own_array<float, 1>({values->size()}, &data);
     std::copy(values->begin(), values->end(), data);
-    return nb::cast(array).attr("reshape")(-1);
+    return nb::cast(array);
 }
 
-FloatArray embedding_rows(const Model& model, TokenArray token_ids) {
+nb::ndarray<nb::numpy, float, nb::ndim<2>> embedding_rows(const Model& model, TokenArray token_ids) {
     const size_t size = static_cast<size_t>(model.sizes().hidden_size), count = token_ids.size();
     for (size_t i = 0; i < count; i++)
         if (token_ids.data()[i] < 0 || token_ids.data()[i] >= model.sizes().vocab_size)
             throw InvalidRequestError("token id " + std::to_string(token_ids.data()[i]) + " is outside the vocabulary of " +
                                       std::to_string(model.sizes().vocab_size));
     float* data;
-    FloatArray array = new_array(count, size, &data);
+    const auto array = own_array<float, 2>({count, size}, &data);
     nb::gil_scoped_release release;
     const DenseRows& rows = model.embedding();
     for (size_t i = 0; i < count; i++) decode_row(rows.type, rows.row(token_ids.data()[i]), size, data + i * size);
+    if (model.architecture().scaled_embedding) {
+        const float scale = std::sqrt(static_cast<float>(size));
+        for (size_t i = 0; i < count * size; i++) data[i] *= scale;
+    }
     return array;
 }
 
@@ -269,10 +354,10 @@ public:
         return sampler.sample(head_.row(row), n_logprobs);
     }
 
-    FloatArray logits(FloatRows hidden) {
+    nb::ndarray<nb::numpy, float, nb::ndim<2>> logits(FloatRows hidden) {
         if (hidden.shape(1) != static_cast<size_t>(model_->sizes().hidden_size)) throw InvalidRequestError("hidden must be [n, hidden_size]");
         float* data;
-        FloatArray array = new_array(hidden.shape(0), static_cast<size_t>(model_->sizes().vocab_size), &data);
+        const auto array = own_array<float, 2>({hidden.shape(0), static_cast<size_t>(model_->sizes().vocab_size)}, &data);
         nb::gil_scoped_release release;
         OutputHead::exact(*model_, *select_kernels(), pool_, hidden.data(), static_cast<int>(hidden.shape(0)), data);
         return array;
@@ -286,12 +371,6 @@ private:
     OutputHead head_;
     int n_ = 0;
 };
-
-Sampled sample_logits(Sampler& sampler, nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu> logits, int n_logprobs) {
-    if (logits.size() == 0) throw InvalidRequestError("there must be logits to sample from");
-    nb::gil_scoped_release release;
-    return sampler.sample(LogitRow::of_logits(logits.data(), static_cast<int32_t>(logits.size())), n_logprobs);
-}
 
 Sampler new_sampler(float temperature, int32_t top_k, float top_p, float min_p, float repetition_penalty, float presence_penalty,
                     float frequency_penalty, uint64_t seed, const std::optional<nb::dict>& logit_bias, const std::vector<int32_t>& prompt_ids) {
@@ -314,6 +393,8 @@ void translate(const std::exception_ptr& error, void*) {
     } catch (const ModelFileError& e) {
         raise("ModelFileError", e.what());
     } catch (const InvalidRequestError& e) {
+        raise("ValidationError", e.what());
+    } catch (const LayoutError& e) {
         raise("ValidationError", e.what());
     } catch (const CancelledError& e) {
         raise("CancelledError", e.what());
@@ -349,9 +430,9 @@ NB_MODULE(_native, m) {
 
     nb::class_<Model>(m, "Model")
         .def(nb::new_(&load), "file"_a, nb::kw_only(), "n_threads"_a = 0, "use_mmap"_a = true, "use_mlock"_a = false, "cache_path"_a = "",
-             "embd_type"_a = "")
+             "embd_type"_a = "", "layout"_a = "", "tl_tiles"_a = TileRows{}, "activation"_a = "")
         .def_prop_ro("architecture", [](const Model& m) { return std::string(m.architecture().name); })
-        .def_prop_ro("activation", [](const Model& m) { return std::string(activation_name(m.architecture().activation)); })
+        .def_prop_ro("activation", [](const Model& m) { return std::string(activation_name(m.activation())); })
         .def_prop_ro("n_layers", [](const Model& m) { return m.sizes().n_layers; })
         .def_prop_ro("hidden_size", [](const Model& m) { return m.sizes().hidden_size; })
         .def_prop_ro("ffn_size", [](const Model& m) { return m.sizes().ffn_size; })
@@ -363,9 +444,10 @@ NB_MODULE(_native, m) {
         .def_prop_ro("tied_head", &Model::tied_head)
         .def_prop_ro("n_parameters", &Model::n_parameters)
         .def_prop_ro("ternary_bytes", [](const Model& m) { return m.packed().ternary_bytes(); })
-        .def_prop_ro("embd_type", [](const Model& m) { return tensor_type_name(static_cast<uint32_t>(m.embedding().type)); })
+        .def_prop_ro("embd_type", [](const Model& m) { return tensor_type_name(m.embedding().type); })
         .def_prop_ro("head_bytes", [](const Model& m) { return m.dense_bytes() + m.packed().head_bytes(); })
         .def_prop_ro("from_cache", [](const Model& m) { return m.packed().from_cache(); })
+        .def_prop_ro("repairs", &Model::repairs)
         .def_prop_ro("warnings", &Model::warnings)
         .def_prop_ro("n_rot", [](const Model& m) { return m.sizes().n_rot; })
         .def_prop_ro("norm_eps", [](const Model& m) { return m.sizes().norm_eps; })
@@ -393,7 +475,6 @@ NB_MODULE(_native, m) {
              "repetition_penalty"_a = 1.0f, "presence_penalty"_a = 0.0f, "frequency_penalty"_a = 0.0f, "seed"_a = 0,
              "logit_bias"_a = nb::none(), "prompt_ids"_a = std::vector<int32_t>{})
         .def("accept", &Sampler::accept, "token_id"_a)
-        .def("sample_logits", sample_logits, "logits"_a, "logprobs"_a = -1)
         .def("set_mask", [](Sampler& sampler, std::optional<TokenArray> mask) {
                  std::vector<uint32_t> words;
                  if (mask) {
@@ -425,7 +506,7 @@ NB_MODULE(_native, m) {
         .def("forward", forward, "token_ids"_a, "block_tables"_a, "starts"_a, "lengths"_a, "outputs"_a)
         .def("logits", [](Runner& r) {
             float* data;
-            FloatArray array = new_array(static_cast<size_t>(r.n_outputs()), static_cast<size_t>(r.model().sizes().vocab_size), &data);
+            auto array = own_array<float, 2>({static_cast<size_t>(r.n_outputs()), static_cast<size_t>(r.model().sizes().vocab_size)}, &data);
             {
                 nb::gil_scoped_release release;
                 r.logits(data);
@@ -435,7 +516,7 @@ NB_MODULE(_native, m) {
         .def("hidden", [](const Runner& r) {
             float* data;
             const size_t rows = static_cast<size_t>(r.n_outputs()), cols = static_cast<size_t>(r.model().sizes().hidden_size);
-            FloatArray array = new_array(rows, cols, &data);
+            auto array = own_array<float, 2>({rows, cols}, &data);
             std::memcpy(data, r.hidden(), rows * cols * sizeof(float));
             return array;
         })
@@ -452,6 +533,9 @@ NB_MODULE(_native, m) {
         for (const Kernels* const* table = supported_kernels(); *table; ++table) names.emplace_back((*table)->name);
         return names;
     });
+    m.def("decode_ternary", decode_ternary, "data"_a, "type_name"_a, "rows"_a, "cols"_a, "layout"_a = "", "tl_tiles"_a = TileRows{});
+    m.def("encode_ternary", encode_ternary_bytes, "codes"_a, "scale"_a, "type_name"_a, "layout"_a = "", "tl_tiles"_a = TileRows{});
+    m.def("decode_rows", decode_rows, "data"_a, "type_name"_a, "rows"_a, "cols"_a);
     m.def("encode_rows", encode_rows, "values"_a, "type_name"_a);
     m.def("physical_cores", physical_cores);
     m.def("build_info", [] {

@@ -69,6 +69,8 @@ struct Kernels {
     void (*add)(const float* x, int n, float* y);                                            // y += x
     void (*relu2_mul)(const float* gate, const float* up, int n, float* y);                  // max(gate,0)^2 * up
     void (*silu_mul)(const float* gate, const float* up, int n, float* y);                   // gate / (1 + exp(-gate)) * up
+    // gate / (1 + exp(-2 u)) * up, u = sqrt(2 / pi) * (gate + 0.044715 gate^3): gelu by tanh
+    void (*gelu_mul)(const float* gate, const float* up, int n, float* y);
     // Rotary embedding, NEOX pairing (i, i + n_rot/2) within each head's first n_rot dimensions, in place.
     // x [n_heads][head_dim]; cos, sin [n_rot/2] of this position.
     void (*rope_neox)(float* x, int n_heads, int head_dim, int n_rot, const float* cos, const float* sin);

@@ -29,6 +29,10 @@ constexpr float kRoundMagic = 12582912.0f; // 1.5 * 2^23: adding it rounds to an
 // P from the lowest degree up: a minimax fit (Remez) of the relative error on |r| <= ln2/2: 3e-9 before rounding.
 constexpr float kExpPoly[5] = {0.49999994f, 0.166665211f, 0.041668389f, 0.00836874545f, 0.00138145406f};
 
+// gelu_mul: exp(-2 u) = exp(kGeluScale * g * (1 + kGeluCubic * g^2))
+constexpr float kGeluScale = -1.59576917f;  // -2 * sqrt(2 / pi)
+constexpr float kGeluCubic = 0.044715f;
+
 namespace scalar {
 
 float exp(float x);
@@ -38,6 +42,7 @@ void rms_norm(const float* x, const float* weight, int n, float eps, float* y);
 void add(const float* x, int n, float* y);
 void relu2_mul(const float* gate, const float* up, int n, float* y);
 void silu_mul(const float* gate, const float* up, int n, float* y);
+void gelu_mul(const float* gate, const float* up, int n, float* y);
 void rope_neox(float* x, int n_heads, int head_dim, int n_rot, const float* cos, const float* sin);
 void kv_write(const float* k, const float* v, int head_dim, int slot, uint16_t* k_block, uint16_t* v_block);
 void attention_block(const float* q, size_t q_stride, int n_queries, const int* visible, const uint16_t* k_block,
@@ -61,6 +66,7 @@ void rms_norm(const float* x, const float* weight, int n, float eps, float* y);
 void add(const float* x, int n, float* y);
 void relu2_mul(const float* gate, const float* up, int n, float* y);
 void silu_mul(const float* gate, const float* up, int n, float* y);
+void gelu_mul(const float* gate, const float* up, int n, float* y);
 void rope_neox(float* x, int n_heads, int head_dim, int n_rot, const float* cos, const float* sin);
 void kv_write(const float* k, const float* v, int head_dim, int slot, uint16_t* k_block, uint16_t* v_block);
 void attention_block(const float* q, size_t q_stride, int n_queries, const int* visible, const uint16_t* k_block,

@@ -158,6 +158,15 @@ void silu_mul(const float* gate, const float* up, int n, float* y) {
     });
 }
 
+void gelu_mul(const float* gate, const float* up, int n, float* y) {
+    map(gate, up, n, y, [](__m256 g, __m256 u) {
+        const __m256 one = _mm256_set1_ps(1.0f);
+        const __m256 cubic = _mm256_fmadd_ps(_mm256_mul_ps(g, g), _mm256_set1_ps(kGeluCubic), one);
+        const __m256 e = exp8(_mm256_mul_ps(_mm256_mul_ps(g, _mm256_set1_ps(kGeluScale)), cubic));
+        return _mm256_mul_ps(_mm256_div_ps(g, _mm256_add_ps(one, e)), u);
+    });
+}
+
 void rope_neox(float* x, int n_heads, int head_dim, int n_rot, const float* cos, const float* sin) {
     const int half = n_rot / 2;
     for (int h = 0; h < n_heads; ++h) {

@@ -129,6 +129,13 @@ void silu_mul(const float* gate, const float* up, int n, float* y) {
     for (int i = 0; i < n; ++i) y[i] = gate[i] / (1.0f + exp(-gate[i])) * up[i];
 }
 
+void gelu_mul(const float* gate, const float* up, int n, float* y) {
+    for (int i = 0; i < n; ++i) {
+        const float g = gate[i];
+        y[i] = g / (1.0f + exp(g * kGeluScale * std::fma(g * g, kGeluCubic, 1.0f))) * up[i];
+    }
+}
+
 void rope_neox(float* x, int n_heads, int head_dim, int n_rot, const float* cos, const float* sin) {
     const int half = n_rot / 2;
     for (int h = 0; h < n_heads; ++h) {

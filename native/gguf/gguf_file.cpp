@@ -270,14 +270,6 @@ TensorInfo read_tensor_info(Reader& reader, uint32_t alignment) {
         n_elements *= info.dims[d];
     }
     info.type_id = reader.number<uint32_t>("the tensor type");
-    if (is_supported(info.type_id)) {
-        const uint32_t block = block_elements(static_cast<TensorType>(info.type_id));
-        if (info.dims[0] % block != 0) {
-            reader.fail(reader.subject + " of type " + tensor_type_name(info.type_id) +
-                        " must have rows of a multiple of " + std::to_string(block) + " elements, but they have " +
-                        std::to_string(info.dims[0]));
-        }
-    }
     info.offset = reader.number<uint64_t>("the data offset");
     if (info.offset % alignment != 0) {
         reader.fail(reader.subject + " must start at a multiple of the alignment " + std::to_string(alignment) +
@@ -288,11 +280,16 @@ TensorInfo read_tensor_info(Reader& reader, uint32_t alignment) {
 
 // Bytes a tensor must have. Of a type this reader cannot size only the first byte is certain.
 uint64_t required_bytes(const GgufFile& gguf, const TensorInfo& info) {
-    if (!is_supported(info.type_id)) return 1;
-    const auto bytes = tensor_bytes(static_cast<TensorType>(info.type_id), info.n_elements());
+    if (!info.type) return 1;
+    const uint32_t block = block_elements(*info.type);
+    if (info.dims[0] % block != 0) {
+        gguf.fail("tensor " + quote(info.name) + " of type " + info.type_name() + " must have rows of a multiple of " +
+                  std::to_string(block) + " elements, but they have " + std::to_string(info.dims[0]));
+    }
+    const auto bytes = tensor_bytes(*info.type, info.dims[0], info.n_rows());
     if (!bytes) {
         gguf.fail("tensor " + quote(info.name) + " must have fewer than 2^64 bytes, but has " +
-                  std::to_string(info.n_elements()) + " elements of type " + tensor_type_name(info.type_id));
+                  std::to_string(info.n_elements()) + " elements of type " + info.type_name());
     }
     return *bytes;
 }
@@ -314,19 +311,20 @@ void place_tensors(const GgufFile& gguf, uint64_t header_end, uint32_t alignment
 
     for (size_t i = 0; i < by_offset.size(); i++) {
         TensorInfo& info = *by_offset[i];
-        const uint64_t required = required_bytes(gguf, info);
         if (info.offset >= data_bytes) {
             gguf.fail("tensor " + quote(info.name) + " starts at offset " + std::to_string(info.offset) +
                       " of the data section, which has only " + std::to_string(data_bytes) + " bytes");
         }
+        const TensorInfo* next = i + 1 < by_offset.size() ? by_offset[i + 1] : nullptr;
+        info.data = gguf.file().data() + data_start + info.offset;
+        info.extent = (next != nullptr ? std::min(next->offset, data_bytes) : data_bytes) - info.offset;
+        info.type = resolve_type(info.type_id, info.dims[0], info.n_rows(), info.extent);
+        const uint64_t required = required_bytes(gguf, info);
         if (required > data_bytes - info.offset) {
             gguf.fail("tensor " + quote(info.name) + " needs " + std::to_string(required) + " bytes at offset " +
                       std::to_string(data_start + info.offset) + ", but the file ends after " +
                       std::to_string(file_size));
         }
-        const TensorInfo* next = i + 1 < by_offset.size() ? by_offset[i + 1] : nullptr;
-        info.data = gguf.file().data() + data_start + info.offset;
-        info.extent = (next != nullptr ? std::min(next->offset, data_bytes) : data_bytes) - info.offset;
         if (required > info.extent) {
             gguf.fail("tensors " + quote(info.name) + " and " + quote(next->name) + " overlap: the first needs " +
                       std::to_string(required) + " bytes, but the second starts " + std::to_string(info.extent) +

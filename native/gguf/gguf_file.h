@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -37,14 +38,17 @@ struct MetadataValue {
 
 struct TensorInfo {
     std::string_view name;
-    uint32_t type_id = 0;              // as in the file; check with is_supported before reading data
+    uint32_t type_id = 0;              // as in the file
+    std::optional<TensorType> type;    // what it means; nullopt: this engine cannot read it
     uint32_t n_dims = 0;
     std::array<uint64_t, 4> dims{1, 1, 1, 1};  // dims[0] is the fastest (K, in-features)
     uint64_t offset = 0;               // from the start of the data section
     const uint8_t* data = nullptr;     // start of the tensor in the mapping
-    uint64_t extent = 0;               // bytes up to the next tensor (or the end of the file); >= required bytes for supported types
+    uint64_t extent = 0;               // bytes up to the next tensor (or the end of the file); >= required bytes for readable types
 
-    uint64_t n_elements() const { return dims[0] * dims[1] * dims[2] * dims[3]; }  // checked at open: does not overflow
+    uint64_t n_rows() const { return dims[1] * dims[2] * dims[3]; }
+    uint64_t n_elements() const { return dims[0] * n_rows(); }  // checked at open: does not overflow
+    std::string type_name() const { return type ? tensor_type_name(*type) : unreadable_type_name(type_id); }
 };
 
 // Text from a file, for a message: quoted, on one line, without control characters, and not at any length.

@@ -22,14 +22,12 @@ float dot_row(const DenseRows& rows, const Kernels& kernels, int32_t row, const 
 }  // namespace
 
 float LogitRow::exact(int32_t token) const {
-    if (!model_) return approximate_[token];
     thread_local std::vector<float> scratch;
     scratch.resize(static_cast<size_t>(model_->sizes().hidden_size));
     return dot_row(model_->head(), *kernels_, token, hidden_, model_->sizes().hidden_size, scratch.data());
 }
 
 std::vector<float> LogitRow::exact_all() const {
-    if (!model_) return {approximate_, approximate_ + vocab_size_};
     std::vector<float> logits(static_cast<size_t>(vocab_size()));
     OutputHead::exact(*model_, *kernels_, *pool_, hidden_, 1, logits.data());
     return logits;
@@ -93,7 +91,6 @@ LogitRow OutputHead::row(int index) const {
     row.model_ = &model_;
     row.kernels_ = &kernels_;
     row.pool_ = &pool_;
-    row.vocab_size_ = model_.sizes().vocab_size;
     row.hidden_ = hidden_ + i * static_cast<size_t>(size);
     row.approximate_ = scores_.as<float>() + i * static_cast<size_t>(model_.sizes().vocab_size);
     // Rounding of the exact f32 dot product itself (32 lanes, each a chain of size/32 additions, then five more), and of the

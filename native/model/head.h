@@ -13,19 +13,10 @@ namespace bitnet {
 // The logits of one position: approximate for all tokens, exact on demand.
 class LogitRow {
 public:
-    // Logits [vocab] that are exact already, computed by others; they must outlive the row.
-    static LogitRow of_logits(const float* logits, int32_t vocab_size) {
-        LogitRow row;
-        row.approximate_ = logits;
-        row.vocab_size_ = vocab_size;
-        return row;
-    }
-
-    int32_t vocab_size() const { return vocab_size_; }
+    int32_t vocab_size() const { return model_->sizes().vocab_size; }
     const float* approximate() const { return approximate_; }  // [vocab]
     // |approximate - exact| <= bound
     float bound(int32_t token) const {
-        if (!model_) return 0;
         const HeadRows& rows = model_->packed().head();
         return rows.error_norms[token] * error_factor_ + rows.row_norms[token] * norm_factor_ + rows.scales[token] * scale_factor_;
     }
@@ -40,7 +31,6 @@ private:
     ThreadPool* pool_ = nullptr;
     const float* hidden_ = nullptr;
     const float* approximate_ = nullptr;
-    int32_t vocab_size_ = 0;
     float error_factor_ = 0, norm_factor_ = 0, scale_factor_ = 0;
 };
 

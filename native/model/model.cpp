@@ -26,30 +26,36 @@ public:
             (vector && tensor->n_dims > 2))
             file_.fail("tensor '" + name + "' must have shape [" + std::to_string(dim0) +
                        (vector ? "" : ", " + std::to_string(dim1)) + "], found [" + shape(*tensor) + "]");
-        if (!is_supported(tensor->type_id))
-            file_.fail("tensor '" + name + "' has type " + tensor_type_name(tensor->type_id) + ", which this engine does not read");
+        if (!tensor->type)
+            file_.fail("tensor '" + name + "' has type " + tensor->type_name() + ", which this engine does not read");
         return *tensor;
     }
 
-    const TensorInfo& ternary(const std::string& name, int32_t cols, int32_t rows) {
-        const TensorInfo& tensor = find(name, static_cast<uint64_t>(cols), static_cast<uint64_t>(rows));
-        if (static_cast<TensorType>(tensor.type_id) != TensorType::I2_S)
-            file_.fail("tensor '" + name + "' must be ternary (I2_S), found " + tensor_type_name(tensor.type_id));
-        return tensor;
+    TernarySource ternary(const std::string& name, int32_t cols, int32_t rows, const LayoutChoice& layout) {
+        const TensorInfo& tensor = find(name + ".weight", static_cast<uint64_t>(cols), static_cast<uint64_t>(rows));
+        if (!is_ternary(*tensor.type))
+            file_.fail("tensor '" + name + ".weight' must be ternary, found " + tensor.type_name() +
+                       ": only models with 1.58-bit weights are computed here; convert them with a ternary type");
+        TernarySource source{&tensor, view(tensor, cols, rows, layout), {}, 1};
+        const std::string scale = name + ".scale";  // beside the tensor's own
+        if (file_.find_tensor(scale)) {
+            source.factor = vector(scale, 1)[0];
+            if (source.factor < 0) file_.fail("tensor '" + scale + "' must not be negative, found " + std::to_string(source.factor));
+        }
+        return source;
     }
 
     const TensorInfo& dense(const std::string& name, int32_t cols, int32_t rows) {
         const TensorInfo& tensor = find(name, static_cast<uint64_t>(cols), static_cast<uint64_t>(rows));
-        if (static_cast<TensorType>(tensor.type_id) == TensorType::I2_S)
-            file_.fail("tensor '" + name + "' must be a float or block format, found I2_S");
+        if (is_ternary(*tensor.type)) file_.fail("tensor '" + name + "' must be a float or block format, found " + tensor.type_name());
         return tensor;
     }
 
-    std::vector<float> norm(const std::string& name, int32_t size) {
+    std::vector<float> vector(const std::string& name, int32_t size) {
         const TensorInfo& tensor = dense(name, size, 1);
-        const auto type = static_cast<TensorType>(tensor.type_id);
+        const TensorType type = *tensor.type;
         if (type != TensorType::F32 && type != TensorType::F16 && type != TensorType::BF16)
-            file_.fail("tensor '" + name + "' must be F32, F16 or BF16, found " + tensor_type_name(tensor.type_id));
+            file_.fail("tensor '" + name + "' must be F32, F16 or BF16, found " + tensor.type_name());
         std::vector<float> values(static_cast<size_t>(size));
         decode_row(type, tensor.data, values.size(), values.data());
         for (float value : values)
@@ -64,6 +70,14 @@ public:
     }
 
 private:
+    TernaryTensor view(const TensorInfo& tensor, int32_t cols, int32_t rows, const LayoutChoice& layout) const {
+        try {
+            return TernaryTensor(*tensor.type, tensor.data, rows, cols, layout);
+        } catch (const LayoutError& error) {
+            file_.fail("tensor '" + std::string(tensor.name) + "': " + error.what());
+        }
+    }
+
     static std::string shape(const TensorInfo& tensor) {
         std::string text;
         for (uint32_t d = 0; d < tensor.n_dims; d++) text += (d ? ", " : "") + std::to_string(tensor.dims[d]);
@@ -87,17 +101,15 @@ std::vector<int32_t> undo_interleaving(int32_t n_heads, int32_t head_dim) {
 }
 
 DenseRows dense_rows(const TensorInfo& tensor) {
-    const auto type = static_cast<TensorType>(tensor.type_id);
-    return {type, tensor.data, row_bytes(type, tensor.dims[0])};
+    return {*tensor.type, tensor.data, row_bytes(*tensor.type, tensor.dims[0])};
 }
 
 // What embedding and head have to be converted to so that both are of the wanted type; nullopt: nothing.
 std::optional<TensorType> type_to_convert_to(std::optional<TensorType> wanted, const TensorInfo& embedding, const TensorInfo& head) {
     if (!wanted) return std::nullopt;
-    const uint32_t id = static_cast<uint32_t>(*wanted);
-    if (embedding.type_id == id && head.type_id == id) return std::nullopt;
+    if (embedding.type == wanted && head.type == wanted) return std::nullopt;
     if (embedding.dims[0] % block_elements(*wanted) != 0)
-        throw InvalidRequestError("embd_type: " + tensor_type_name(id) + " has blocks of " + std::to_string(block_elements(*wanted)) +
+        throw InvalidRequestError("embd_type: " + tensor_type_name(*wanted) + " has blocks of " + std::to_string(block_elements(*wanted)) +
                                   " elements, and rows of " + std::to_string(embedding.dims[0]) +
                                   " cannot be divided into them; choose another type");
     return wanted;
@@ -119,6 +131,9 @@ std::shared_ptr<Model> Model::load(std::shared_ptr<GgufFile> file, const ModelOp
     model->file_ = file;
     model->architecture_ = &find_architecture(*file);
     const Architecture& architecture = *model->architecture_;
+    std::string repair;
+    model->activation_ = choose_activation(*file, architecture, options.activation, &repair);
+    if (!repair.empty()) model->repairs_.push_back(repair);
     const ModelSizes s = model->sizes_ = read_sizes(*file);
     check_token_ids(*file, s.vocab_size);
 
@@ -129,31 +144,43 @@ std::shared_ptr<Model> Model::load(std::shared_ptr<GgufFile> file, const ModelOp
         head = &finder.dense("output.weight", s.hidden_size, s.vocab_size);
         model->tied_head_ = false;
     }
-    model->output_norm_ = finder.norm("output_norm.weight", s.hidden_size);
+    model->output_norm_ = finder.vector("output_norm.weight", s.hidden_size);
 
     std::vector<TernarySource> sources;
-    const auto add = [&](const std::string& name, int32_t cols, int32_t rows, std::vector<int32_t> order = {}) {
-        sources.push_back({&finder.ternary(name, cols, rows), rows, cols, std::move(order)});
-    };
     for (int32_t i = 0; i < s.n_layers; i++) {
         const std::string prefix = "blk." + std::to_string(i) + ".";
+        const auto norm = [&](const char* name, int32_t size) { return finder.vector(prefix + name + ".weight", size); };
         LayerWeights layer;
-        layer.attn_norm = finder.norm(prefix + "attn_norm.weight", s.hidden_size);
-        layer.ffn_norm = finder.norm(prefix + "ffn_norm.weight", s.hidden_size);
+        layer.attn_norm = norm("attn_norm", s.hidden_size);
+        layer.ffn_norm = norm("ffn_norm", s.hidden_size);
         if (architecture.sub_norms) {
-            layer.attn_sub_norm = finder.norm(prefix + "attn_sub_norm.weight", s.q_size());
-            layer.ffn_sub_norm = finder.norm(prefix + "ffn_sub_norm.weight", s.ffn_size);
+            layer.o.input_norm = norm("attn_sub_norm", s.q_size());
+            layer.down.input_norm = norm("ffn_sub_norm", s.ffn_size);
         }
-        const bool permuted = architecture.interleaved_rope_rows;
-        add(prefix + "attn_q.weight", s.hidden_size, s.q_size(),
-            permuted ? undo_interleaving(s.n_heads, s.head_dim) : std::vector<int32_t>{});
-        add(prefix + "attn_k.weight", s.hidden_size, s.kv_size(),
-            permuted ? undo_interleaving(s.n_kv_heads, s.head_dim) : std::vector<int32_t>{});
-        add(prefix + "attn_v.weight", s.hidden_size, s.kv_size());
-        add(prefix + "attn_output.weight", s.q_size(), s.hidden_size);
-        add(prefix + "ffn_gate.weight", s.hidden_size, s.ffn_size);
-        add(prefix + "ffn_up.weight", s.hidden_size, s.ffn_size);
-        add(prefix + "ffn_down.weight", s.ffn_size, s.hidden_size);
+        if (architecture.head_norms) {
+            layer.q_head_norm = norm("attn_q_norm", s.head_dim);
+            layer.k_head_norm = norm("attn_k_norm", s.head_dim);
+        }
+        if (architecture.post_norms) {
+            layer.post_attn_norm = norm("post_attention_norm", s.hidden_size);
+            layer.post_ffn_norm = norm("post_ffw_norm", s.hidden_size);
+        }
+        const auto add = [&](Projection& projection, const char* name, int32_t cols, int32_t rows, std::vector<int32_t> order = {}) {
+            sources.push_back(finder.ternary(prefix + name, cols, rows, options.layout));
+            sources.back().row_order = std::move(order);
+            const std::string own_norm = prefix + name + "_norm_in.weight";
+            if (architecture.projection_norms && file->find_tensor(own_norm)) projection.input_norm = finder.vector(own_norm, cols);
+        };
+        const auto order = [&](int32_t n_heads) {
+            return architecture.interleaved_rope_rows ? undo_interleaving(n_heads, s.head_dim) : std::vector<int32_t>{};
+        };
+        add(layer.q, "attn_q", s.hidden_size, s.q_size(), order(s.n_heads));
+        add(layer.k, "attn_k", s.hidden_size, s.kv_size(), order(s.n_kv_heads));
+        add(layer.v, "attn_v", s.hidden_size, s.kv_size());
+        add(layer.o, "attn_output", s.q_size(), s.hidden_size);
+        add(layer.gate, "ffn_gate", s.hidden_size, s.ffn_size);
+        add(layer.up, "ffn_up", s.hidden_size, s.ffn_size);
+        add(layer.down, "ffn_down", s.ffn_size, s.hidden_size);
         model->layers_.push_back(std::move(layer));
     }
     finder.refuse_unused();
@@ -164,11 +191,11 @@ std::shared_ptr<Model> Model::load(std::shared_ptr<GgufFile> file, const ModelOp
     if (!packed.warning().empty()) model->warnings_.push_back(packed.warning());
     size_t index = 0;
     for (LayerWeights& layer : model->layers_)
-        for (TernaryWeights* weights : {&layer.q, &layer.k, &layer.v, &layer.o, &layer.gate, &layer.up, &layer.down}) {
+        for (Projection* projection : {&layer.q, &layer.k, &layer.v, &layer.o, &layer.gate, &layer.up, &layer.down}) {
             if (packed.is_all_zero(index))
                 model->warnings_.push_back("tensor '" + std::string(sources[index].tensor->name) +
                                            "' is entirely zero: this file is probably damaged, expect poor output");
-            *weights = packed.matrix(index++);
+            projection->weights = packed.matrix(index++);
         }
 
     model->embedding_ = dense_rows(embedding);

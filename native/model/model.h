@@ -22,12 +22,20 @@ struct DenseRows {
     const uint8_t* row(int32_t i) const { return data + static_cast<size_t>(i) * row_bytes; }
 };
 
+// A linear map with ternary weights, and the RMSNorm of its input that only it has; [in features], or empty.
+struct Projection {
+    TernaryWeights weights;
+    std::vector<float> input_norm;
+};
+
 struct LayerWeights {
-    std::vector<float> attn_norm;      // [hidden]
-    std::vector<float> attn_sub_norm;  // [n_heads*head_dim], or empty
-    std::vector<float> ffn_norm;       // [hidden]
-    std::vector<float> ffn_sub_norm;   // [ffn], or empty
-    TernaryWeights q, k, v, o, gate, up, down;
+    std::vector<float> attn_norm;                 // [hidden]
+    Projection q, k, v, o;
+    std::vector<float> q_head_norm, k_head_norm;  // [head_dim], or empty
+    std::vector<float> post_attn_norm;            // [hidden], or empty
+    std::vector<float> ffn_norm;                  // [hidden]
+    Projection gate, up, down;
+    std::vector<float> post_ffn_norm;             // [hidden], or empty
 };
 
 struct ModelOptions {
@@ -35,6 +43,8 @@ struct ModelOptions {
     bool use_mmap = true;     // embedding and head rows stay in the file mapping; false copies them
     bool use_mlock = false;
     std::string cache_path;   // packed weights; empty = private memory
+    LayoutChoice layout;      // of the ternary tensors, where the file does not say
+    std::optional<Activation> activation;  // of the feed-forward network; nullopt = what the file stands for
     std::optional<TensorType> embedding_type;  // embedding and head are kept in this type; nullopt = as in the file
 };
 
@@ -45,6 +55,7 @@ public:
 
     const std::string& path() const { return file_->path(); }
     const Architecture& architecture() const { return *architecture_; }
+    Activation activation() const { return activation_; }
     const ModelSizes& sizes() const { return sizes_; }
     const std::vector<LayerWeights>& layers() const { return layers_; }
     const std::vector<float>& output_norm() const { return output_norm_; }
@@ -54,6 +65,7 @@ public:
     bool tied_head() const { return tied_head_; }
     uint64_t n_parameters() const { return n_parameters_; }
     size_t dense_bytes() const;  // embedding and head rows as kept
+    const std::vector<std::string>& repairs() const { return repairs_; }    // what was wrong in the file, and is handled
     const std::vector<std::string>& warnings() const { return warnings_; }
 
 private:
@@ -61,6 +73,7 @@ private:
 
     std::shared_ptr<GgufFile> file_;
     const Architecture* architecture_ = nullptr;
+    Activation activation_ = Activation::Relu2;
     ModelSizes sizes_;
     std::vector<LayerWeights> layers_;
     std::vector<float> output_norm_;
@@ -70,7 +83,7 @@ private:
     std::shared_ptr<PackedWeights> packed_;
     bool tied_head_ = true;
     uint64_t n_parameters_ = 0;
-    std::vector<std::string> warnings_;
+    std::vector<std::string> repairs_, warnings_;
 };
 
 }  // namespace bitnet

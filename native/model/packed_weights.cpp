@@ -16,7 +16,7 @@ namespace bitnet {
 namespace {
 
 // Raise when N9, the head rows or the section order change: older cache files are then packed anew.
-constexpr uint32_t kLayoutVersion = 1;
+constexpr uint32_t kLayoutVersion = 2;
 constexpr char kMagic[8] = {'B', 'I', 'T', 'N', 'E', 'T', 'P', 'K'};
 constexpr int32_t kHeadRowsPerStage = 4096;
 
@@ -54,7 +54,7 @@ struct PackedWeights::Layout {
     CacheHeader header{};
     std::vector<size_t> matrices;  // offset of each
     size_t embedding_rows = 0, head_rows_as = 0;  // converted rows; 0 = none
-    size_t head_values = 0, head_scales = 0, head_error_norms = 0, head_row_norms = 0, nonzeros = 0;
+    size_t head_values = 0, head_scales = 0, head_error_norms = 0, head_row_norms = 0, facts = 0;
     size_t stride = 0;
     int32_t head_rows = 0;
 
@@ -69,10 +69,14 @@ struct PackedWeights::Layout {
         };
         Fnv1a hash;
         for (const TernarySource& source : sources) {
-            matrices.push_back(place(n9_bytes(source.rows, source.cols)));
+            const TernaryTensor& weights = source.weights;
+            matrices.push_back(place(n9_bytes(weights.rows(), weights.cols())));
             hash.add(source.tensor->offset);
-            hash.add(source.rows);
-            hash.add(source.cols);
+            hash.add(weights.type());
+            hash.add(weights.rows());
+            hash.add(weights.cols());
+            hash.add(weights.order());
+            hash.add(weights.tile());
             hash.add(source.row_order.size());
         }
         const size_t rows = static_cast<size_t>(head_rows);
@@ -86,9 +90,9 @@ struct PackedWeights::Layout {
         head_scales = place(rows * sizeof(float));
         head_error_norms = place(rows * sizeof(float));
         head_row_norms = place(rows * sizeof(float));
-        nonzeros = place(sources.size() * sizeof(uint64_t));
+        facts = place(sources.size() * sizeof(MatrixFacts));
         hash.add(head.offset);
-        hash.add(head.type_id);
+        hash.add(*head.type);
         hash.add(head.dims);
 
         std::memcpy(header.magic, kMagic, sizeof kMagic);
@@ -133,12 +137,12 @@ private:
     size_t written_ = 0;
 };
 
-// Packs one matrix into `panels`; returns the number of nonzero weights. Throws on a code 3.
+// Packs one matrix into `panels`; returns the number of nonzero weights.
 uint64_t pack_matrix(ThreadPool& pool, const GgufFile& file, const TernarySource& source, uint8_t* panels) {
-    const TernarySource& s = source;
-    const int64_t n_panels = (s.rows + kPanelRows - 1) / kPanelRows;
-    const size_t panel_bytes = n9_bytes(kPanelRows, s.cols);
-    const size_t cols = static_cast<size_t>(s.cols);
+    const TernaryTensor& weights = source.weights;
+    const int64_t n_panels = (weights.rows() + kPanelRows - 1) / kPanelRows;
+    const size_t panel_bytes = n9_bytes(kPanelRows, weights.cols());
+    const size_t cols = static_cast<size_t>(weights.cols());
     std::atomic<bool> bad_code{false};
     std::atomic<uint64_t> nonzeros{0};
     pool.run([&](ThreadPool::Worker& worker) {
@@ -147,22 +151,37 @@ uint64_t pack_matrix(ThreadPool& pool, const GgufFile& file, const TernarySource
         worker.parallel_for(n_panels, 4, [&](int64_t begin, int64_t end) {
             for (int64_t panel = begin; panel < end; panel++) {
                 const int32_t first = static_cast<int32_t>(panel) * kPanelRows;
-                const int32_t n_rows = std::min(kPanelRows, s.rows - first);
+                const int32_t n_rows = std::min(kPanelRows, weights.rows() - first);
                 for (int32_t r = 0; r < n_rows; r++) {
-                    const int32_t row = s.row_order.empty() ? first + r : s.row_order[static_cast<size_t>(first + r)];
-                    if (!decode_i2s(s.tensor->data, static_cast<uint64_t>(row) * cols, cols,
-                                    codes.data() + static_cast<size_t>(r) * cols))
+                    const int32_t row = source.row_order.empty() ? first + r : source.row_order[static_cast<size_t>(first + r)];
+                    int8_t* out = codes.data() + static_cast<size_t>(r) * cols;
+                    if (!weights.decode_row(row, out)) {
                         bad_code = true;
+                        std::fill_n(out, cols, int8_t{0});  // nothing but codes goes on
+                    }
                 }
                 for (size_t i = 0; i < static_cast<size_t>(n_rows) * cols; i++) count += codes[i] != 0;
-                pack_n9_panel(codes.data(), n_rows, s.cols, panels + static_cast<size_t>(panel) * panel_bytes);
+                pack_n9_panel(codes.data(), n_rows, weights.cols(), panels + static_cast<size_t>(panel) * panel_bytes);
             }
         });
         nonzeros += count;
     });
     if (bad_code)
-        file.fail("tensor '" + std::string(s.tensor->name) + "' holds the 2-bit code 3, which no ternary weight has: damaged, or another layout");
+        file.fail("tensor '" + std::string(source.tensor->name) + "' (" + source.tensor->type_name() +
+                  ") holds a code that stands for no ternary weight: the file is damaged, or has another layout");
     return nonzeros;
+}
+
+float scale_of(const GgufFile& file, const TernarySource& source) {
+    const std::string name = "tensor '" + std::string(source.tensor->name) + "'";
+    const std::optional<float> scale = source.weights.scale();
+    if (!scale)
+        file.fail("the blocks of " + name + " (" + source.tensor->type_name() +
+                  ") have different scales, and BitNet models have one for a matrix: it was quantised from weights that are not "
+                  "ternary; convert the model from its original");
+    if (!(*scale >= 0) || !std::isfinite(*scale))
+        file.fail("the scale of " + name + " must be finite and not negative, found " + std::to_string(*scale));
+    return *scale;
 }
 
 // One row of the head to int8, with the norms the error bound needs (rounded up, so that the bound stays rigorous).
@@ -192,7 +211,7 @@ class RowReader {
 public:
     RowReader(const TensorInfo& tensor, std::optional<TensorType> kept_as)
         : tensor_(tensor),
-          type_(static_cast<TensorType>(tensor.type_id)),
+          type_(*tensor.type),
           kept_as_(kept_as.value_or(type_)),
           n_(tensor.dims[0]),
           file_row_(row_bytes(type_, n_)) {}
@@ -222,7 +241,7 @@ public:
         const std::string name = "tensor '" + std::string(tensor_.name) + "'";
         if (!finite_) file.fail(name + " has a value that is not finite");
         if (!fits_)
-            file.fail(name + " has a value too large for " + tensor_type_name(static_cast<uint32_t>(kept_as_)) +
+            file.fail(name + " has a value too large for " + tensor_type_name(kept_as_) +
                       "; keep it in another type (embd_type)");
     }
 
@@ -277,11 +296,12 @@ std::shared_ptr<PackedWeights> PackedWeights::create(const GgufFile& file, const
         *header = layout.header;
         writer.commit(0, reinterpret_cast<uint8_t*>(header), sizeof(CacheHeader));
 
-        std::vector<uint64_t> nonzeros;
+        std::vector<MatrixFacts> facts;
         for (size_t i = 0; i < matrices.size(); i++) {
-            const size_t bytes = n9_bytes(matrices[i].rows, matrices[i].cols);
+            const size_t bytes = n9_bytes(matrices[i].weights.rows(), matrices[i].weights.cols());
             uint8_t* staged = writer.stage(layout.matrices[i], bytes);
-            nonzeros.push_back(pack_matrix(pool, file, matrices[i], staged));
+            const double scale = scale_of(file, matrices[i]);
+            facts.push_back({pack_matrix(pool, file, matrices[i], staged), scale});
             writer.commit(layout.matrices[i], staged, bytes);
             file.file().forget(static_cast<size_t>(matrices[i].tensor->data - file.file().data()), matrices[i].tensor->extent);
         }
@@ -323,9 +343,9 @@ std::shared_ptr<PackedWeights> PackedWeights::create(const GgufFile& file, const
         put(layout.head_scales, scales.data(), scales.size() * sizeof(float));
         put(layout.head_error_norms, error_norms.data(), error_norms.size() * sizeof(float));
         put(layout.head_row_norms, row_norms.data(), row_norms.size() * sizeof(float));
-        std::vector<uint8_t> tail(layout.header.total_bytes - layout.nonzeros);
-        std::memcpy(tail.data(), nonzeros.data(), nonzeros.size() * sizeof(uint64_t));
-        put(layout.nonzeros, tail.data(), tail.size());
+        std::vector<uint8_t> tail(layout.header.total_bytes - layout.facts);
+        std::memcpy(tail.data(), facts.data(), facts.size() * sizeof(MatrixFacts));
+        put(layout.facts, tail.data(), tail.size());
     };
 
     if (!cache_path.empty()) {
@@ -361,20 +381,21 @@ bool PackedWeights::map_cache(const Layout& layout, const std::string& cache_pat
 
 void PackedWeights::attach(const Layout& layout, const uint8_t* base, const GgufFile& file,
                            const std::vector<TernarySource>& matrices) {
+    facts_.resize(matrices.size());
+    std::memcpy(facts_.data(), base + layout.facts, facts_.size() * sizeof(MatrixFacts));
     for (size_t i = 0; i < matrices.size(); i++) {
         const TernarySource& source = matrices[i];
         TernaryWeights w;
         w.panels = base + layout.matrices[i];
-        w.rows = source.rows;
-        w.cols = source.cols;
-        w.n_panels = (source.rows + kPanelRows - 1) / kPanelRows;
-        w.k_blocks = (source.cols + kBlockCols - 1) / kBlockCols;
-        w.scale = i2s_scale(source.tensor->data, source.tensor->n_elements());
-        if (!(w.scale >= 0) || !std::isfinite(w.scale))
-            file.fail("the scale of tensor '" + std::string(source.tensor->name) + "' must be finite and not negative, found " +
-                      std::to_string(w.scale));
+        w.rows = source.weights.rows();
+        w.cols = source.weights.cols();
+        w.n_panels = (w.rows + kPanelRows - 1) / kPanelRows;
+        w.k_blocks = (w.cols + kBlockCols - 1) / kBlockCols;
+        w.scale = static_cast<float>(facts_[i].scale) * source.factor;
+        if (!std::isfinite(w.scale))
+            file.fail("the scale of tensor '" + std::string(source.tensor->name) + "' and the factor beside it are too large together");
         matrices_.push_back(w);
-        ternary_bytes_ += n9_bytes(source.rows, source.cols);
+        ternary_bytes_ += n9_bytes(w.rows, w.cols);
     }
     if (layout.head_rows_as != 0) {
         converted_head_ = base + layout.head_rows_as;
@@ -385,9 +406,7 @@ void PackedWeights::attach(const Layout& layout, const uint8_t* base, const Gguf
     head_.scales = reinterpret_cast<const float*>(base + layout.head_scales);
     head_.error_norms = reinterpret_cast<const float*>(base + layout.head_error_norms);
     head_.row_norms = reinterpret_cast<const float*>(base + layout.head_row_norms);
-    head_bytes_ = layout.nonzeros - layout.head_values;
-    nonzeros_.resize(matrices.size());
-    std::memcpy(nonzeros_.data(), base + layout.nonzeros, nonzeros_.size() * sizeof(uint64_t));
+    head_bytes_ = layout.facts - layout.head_values;
 }
 
 bool PackedWeights::lock(std::string* reason) const {

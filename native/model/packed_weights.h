@@ -13,16 +13,17 @@
 #include "platform/mapped_file.h"
 #include "platform/memory.h"
 #include "quant/ternary.h"
+#include "quant/ternary_layout.h"
 
 namespace bitnet {
 
 // One ternary matrix to pack: where it stands in the file and how its rows are reordered.
 struct TernarySource {
-    const TensorInfo* tensor;  // I2_S, dims {cols, rows}
-    int32_t rows;
-    int32_t cols;
+    const TensorInfo* tensor;
+    TernaryTensor weights;  // a view of it
     // Source row of packed row m; empty = identity. (Undoes the converters' q/k permutation for interleaved RoPE.)
     std::vector<int32_t> row_order;
+    float factor = 1;       // that the file has beside the tensor's own scale
 };
 
 // Embedding and output head, and the type their rows shall be kept in.
@@ -45,8 +46,8 @@ struct HeadRows {
 class PackedWeights {
 public:
     // Packs, or maps what an earlier load packed. `cache_path` empty: private memory. A cache that cannot be written falls
-    // back to private memory with a warning. Throws ModelFileError on a code 3, a scale that is not finite and >= 0, or a
-    // value in head or embedding that is not finite, also once it is converted.
+    // back to private memory with a warning. Throws ModelFileError on a code that no weight has, blocks of different scales, a
+    // scale that is not finite and >= 0, or a value in head or embedding that is not finite, also once it is converted.
     static std::shared_ptr<PackedWeights> create(const GgufFile& file, const std::vector<TernarySource>& matrices,
                                                  const DenseSources& dense, int n_threads, const std::string& cache_path);
 
@@ -55,7 +56,7 @@ public:
     // Converted rows, one after another; null: those of the file are used.
     const uint8_t* converted_embedding() const { return converted_embedding_; }
     const uint8_t* converted_head() const { return converted_head_; }
-    bool is_all_zero(size_t index) const { return nonzeros_[index] == 0; }
+    bool is_all_zero(size_t index) const { return facts_[index].nonzeros == 0; }
     size_t ternary_bytes() const { return ternary_bytes_; }
     size_t head_bytes() const { return head_bytes_; }
     bool from_cache() const { return from_cache_; }
@@ -70,7 +71,11 @@ private:
     bool map_cache(const Layout& layout, const std::string& cache_path);
 
     std::vector<TernaryWeights> matrices_;
-    std::vector<uint64_t> nonzeros_;
+    struct MatrixFacts {
+        uint64_t nonzeros;
+        double scale;  // an f32; a double, so that there is no padding
+    };
+    std::vector<MatrixFacts> facts_;
     HeadRows head_;
     const uint8_t* converted_embedding_ = nullptr;
     const uint8_t* converted_head_ = nullptr;

@@ -21,6 +21,15 @@ constexpr int64_t kMinTablePanels = 40;
 
 size_t floats(size_t n) { return n * sizeof(float); }
 
+// What the attention kernels make of a head: a multiple of 8.
+int32_t padded_head_dim(const ModelSizes& s) { return static_cast<int32_t>(round_up(static_cast<size_t>(s.head_dim), 8)); }
+
+// Whether products of the same input need operands of their own.
+template <class Products>
+bool have_own_norms(const Products& products) {
+    return std::any_of(products.begin(), products.end(), [](const auto& product) { return !product.projection->input_norm.empty(); });
+}
+
 }  // namespace
 
 Runner::Runner(std::shared_ptr<Model> model, int n_blocks, int max_batch_tokens, int n_threads, const Kernels& kernels, KvType kv_type,
@@ -28,7 +37,7 @@ Runner::Runner(std::shared_ptr<Model> model, int n_blocks, int max_batch_tokens,
     : model_(std::move(model)),
       kernels_(kernels),
       pool_(n_threads),
-      kv_(kv_type, model_->sizes().n_layers, model_->sizes().n_kv_heads, model_->sizes().head_dim, n_blocks),
+      kv_(kv_type, model_->sizes().n_layers, model_->sizes().n_kv_heads, padded_head_dim(model_->sizes()), n_blocks),
       head_(*model_, kernels_, pool_),
       max_batch_tokens_(max_batch_tokens),
       tile_sizes_(tiles) {
@@ -39,7 +48,7 @@ Runner::Runner(std::shared_ptr<Model> model, int n_blocks, int max_batch_tokens,
     const size_t q = static_cast<size_t>(s.q_size()), kv = static_cast<size_t>(s.kv_size());
     widest_ = round_up(std::max({hidden, ffn, q}), 64);
     x_ = PageBuffer(floats(n * hidden));
-    normed_ = PageBuffer(floats(threads * widest_));
+    normed_ = PageBuffer(floats(threads * 2 * widest_));
     q_ = PageBuffer(floats(n * q));
     k_ = PageBuffer(floats(n * kv));
     v_ = PageBuffer(floats(n * kv));
@@ -49,19 +58,23 @@ Runner::Runner(std::shared_ptr<Model> model, int n_blocks, int max_batch_tokens,
     projected_ = PageBuffer(floats(n * hidden));
     hidden_ = PageBuffer(floats(n * hidden));
     rope_ = PageBuffer(floats(n * static_cast<size_t>(s.n_rot)));
-    quantized_ = PageBuffer(n * widest_);
+    for (Operand& operand : operands_) {
+        operand.values = PageBuffer(n * widest_);
+        operand.scales.resize(n);
+        operand.sums.resize(n);
+        if (!model_->architecture().projection_norms) break;
+    }
     tiles_ = PageBuffer(round_up(n, kTableTokens) * widest_ * sizeof(int16_t));
     const int32_t most_panels = static_cast<int32_t>(round_up(std::max({hidden, ffn, q}), kPanelRows)) / kPanelRows;
     table_scratch_bytes_ = round_up(kernels_.table_scratch_bytes(most_panels), 4096);
     table_scratch_ = PageBuffer(threads * table_scratch_bytes_);
-    scales_.resize(n);
-    sums_.resize(n);
 
     const int group = s.n_heads / s.n_kv_heads;
     attention_tokens_ = std::max(1, kAttentionQueries / group);
     // q and acc [queries][head_dim], max and sum [queries], visible [queries]
     const size_t queries = static_cast<size_t>(attention_tokens_ * group);
-    attention_scratch_bytes_ = round_up(floats(queries * (2 * static_cast<size_t>(s.head_dim) + 3)) + 64, 4096);
+    kv_head_dim_ = padded_head_dim(s);
+    attention_scratch_bytes_ = round_up(floats(queries * (2 * static_cast<size_t>(kv_head_dim_) + 3)) + 64, 4096);
     attention_scratch_ = PageBuffer(threads * attention_scratch_bytes_);
 }
 
@@ -117,11 +130,15 @@ void Runner::forward(const std::vector<int32_t>& tokens, const std::vector<Seque
     head_computed_ = false;
     not_finite_ = false;
     stop_ = false;
+    const float embedding_scale = std::sqrt(static_cast<float>(hidden));
     pool_.run([&](Worker& worker) {
         worker.parallel_for(n_tokens_, 8, [&](int64_t begin, int64_t end) {
             for (int64_t t = begin; t < end; t++) {
                 const DenseRows& rows = model_->embedding();
-                decode_row(rows.type, rows.row(tokens[static_cast<size_t>(t)]), hidden, x_.as<float>() + static_cast<size_t>(t) * hidden);
+                float* x = x_.as<float>() + static_cast<size_t>(t) * hidden;
+                decode_row(rows.type, rows.row(tokens[static_cast<size_t>(t)]), hidden, x);
+                if (model_->architecture().scaled_embedding)
+                    for (size_t i = 0; i < hidden; i++) x[i] *= embedding_scale;
                 float* cos = rope_.as<float>() + static_cast<size_t>(t) * static_cast<size_t>(s.n_rot);
                 for (int32_t i = 0; i < s.n_rot / 2; i++) {
                     const double angle = token_position_[static_cast<size_t>(t)] * std::pow(static_cast<double>(s.rope_base), -2.0 * i / s.n_rot);
@@ -140,7 +157,7 @@ void Runner::forward(const std::vector<int32_t>& tokens, const std::vector<Seque
             for (int64_t o = begin; o < end; o++) {
                 const size_t t = static_cast<size_t>(outputs[static_cast<size_t>(o)]);
                 float* x = x_.as<float>() + t * hidden;
-                kernels_.add(projected_.as<float>() + t * hidden, s.hidden_size, x);
+                add_projected(t, model_->layers().back().post_ffn_norm);
                 float* out = hidden_.as<float>() + static_cast<size_t>(o) * hidden;
                 kernels_.rms_norm(x, model_->output_norm().data(), s.hidden_size, s.norm_eps, out);
                 if (!std::all_of(out, out + hidden, [](float value) { return std::isfinite(value); })) not_finite_ = true;
@@ -155,11 +172,32 @@ void Runner::forward(const std::vector<int32_t>& tokens, const std::vector<Seque
     n_outputs_ = static_cast<int>(outputs.size());
 }
 
-// Quantise one token's activations x [width] into row `token` of the operand of the next products.
-void Runner::quantize(int64_t token, const float* x, int32_t width) {
-    const size_t t = static_cast<size_t>(token), stride = round_up(static_cast<size_t>(width), 64);
-    kernels_.quantize_row(x, width, stride, quantized_.as<int8_t>() + t * stride, &scales_[t], &sums_[t]);
-    if (std::isnan(scales_[t])) not_finite_ = true;
+// x += what attention or FFN gave, which is normed before where the model has it.
+void Runner::add_projected(size_t token, const std::vector<float>& post_norm) {
+    const ModelSizes& s = model_->sizes();
+    float* projected = projected_.as<float>() + token * static_cast<size_t>(s.hidden_size);
+    if (!post_norm.empty()) kernels_.rms_norm(projected, post_norm.data(), s.hidden_size, s.norm_eps, projected);
+    kernels_.add(projected, s.hidden_size, x_.as<float>() + token * static_cast<size_t>(s.hidden_size));
+}
+
+// Quantise one token's activations x [width] into the operands of the products that they are for. scratch [width].
+void Runner::quantize(size_t token, const float* x, int32_t width, std::initializer_list<Product> products, float* scratch) {
+    if (!have_own_norms(products)) {
+        quantize(operands_[0], token, x, width);
+        return;
+    }
+    size_t index = 0;
+    for (const Product& product : products) {
+        const std::vector<float>& norm = product.projection->input_norm;
+        if (!norm.empty()) kernels_.rms_norm(x, norm.data(), width, model_->sizes().norm_eps, scratch);
+        quantize(operands_[index++], token, norm.empty() ? x : scratch, width);
+    }
+}
+
+void Runner::quantize(Operand& operand, size_t token, const float* x, int32_t width) {
+    const size_t stride = round_up(static_cast<size_t>(width), 64);
+    kernels_.quantize_row(x, width, stride, operand.values.as<int8_t>() + token * stride, &operand.scales[token], &operand.sums[token]);
+    if (std::isnan(operand.scales[token])) not_finite_ = true;
 }
 
 void Runner::layer(Worker& worker, int index) {
@@ -167,81 +205,100 @@ void Runner::layer(Worker& worker, int index) {
     const LayerWeights& w = model_->layers()[static_cast<size_t>(index)];
     const size_t hidden = static_cast<size_t>(s.hidden_size), ffn = static_cast<size_t>(s.ffn_size);
     const size_t q_size = static_cast<size_t>(s.q_size()), kv_size = static_cast<size_t>(s.kv_size());
-    float* scratch = normed_.as<float>() + static_cast<size_t>(worker.thread()) * widest_;
+    float* scratch = normed_.as<float>() + static_cast<size_t>(worker.thread()) * 2 * widest_;
+    float* more_scratch = scratch + widest_;
     const auto each_token = [&](auto&& f) {
         worker.parallel_for(n_tokens_, 4, [&](int64_t begin, int64_t end) {
-            for (int64_t t = begin; t < end; t++) f(t, static_cast<size_t>(t));
+            for (int64_t t = begin; t < end; t++) f(static_cast<size_t>(t));
         });
     };
 
     // a = RMSNorm(x); q, k, v = BitLinear(a)
-    each_token([&](int64_t token, size_t t) {
+    const std::initializer_list<Product> qkv = {{&w.q, q_.as<float>()}, {&w.k, k_.as<float>()}, {&w.v, v_.as<float>()}};
+    each_token([&](size_t t) {
         float* x = x_.as<float>() + t * hidden;
-        if (index > 0) kernels_.add(projected_.as<float>() + t * hidden, s.hidden_size, x);
+        if (index > 0) add_projected(t, model_->layers()[static_cast<size_t>(index) - 1].post_ffn_norm);
         kernels_.rms_norm(x, w.attn_norm.data(), s.hidden_size, s.norm_eps, scratch);
-        quantize(token, scratch, s.hidden_size);
+        quantize(t, scratch, s.hidden_size, qkv, more_scratch);
     });
-    multiply(worker, s.hidden_size, {{&w.q, q_.as<float>()}, {&w.k, k_.as<float>()}, {&w.v, v_.as<float>()}});
+    multiply(worker, s.hidden_size, qkv);
 
-    // RoPE; keys and values into the KV store
-    each_token([&](int64_t, size_t t) {
+    // norms of heads; RoPE; keys and values into the KV store
+    each_token([&](size_t t) {
         const float* cos = rope_.as<float>() + t * static_cast<size_t>(s.n_rot);
         const float* sin = cos + s.n_rot / 2;
-        float* k = k_.as<float>() + t * kv_size;
+        const auto prepare_heads = [&](float* heads, int32_t n_heads, const std::vector<float>& norm) {
+            for (int32_t head = 0; head < n_heads && !norm.empty(); head++)
+                kernels_.rms_norm(heads + head * s.head_dim, norm.data(), s.head_dim, s.norm_eps, heads + head * s.head_dim);
+            kernels_.rope_neox(heads, n_heads, s.head_dim, s.n_rot, cos, sin);
+        };
+        const float* k = k_.as<float>() + t * kv_size;
         const float* v = v_.as<float>() + t * kv_size;
-        kernels_.rope_neox(q_.as<float>() + t * q_size, s.n_heads, s.head_dim, s.n_rot, cos, sin);
-        kernels_.rope_neox(k, s.n_kv_heads, s.head_dim, s.n_rot, cos, sin);
+        prepare_heads(q_.as<float>() + t * q_size, s.n_heads, w.q_head_norm);
+        prepare_heads(k_.as<float>() + t * kv_size, s.n_kv_heads, w.k_head_norm);
         const int32_t position = token_position_[t];
         const int32_t block = (*slices_)[static_cast<size_t>(token_slice_[t])].blocks[static_cast<size_t>(position / kKvBlock)];
-        for (int32_t head = 0; head < s.n_kv_heads; head++)
-            kv_.write(kernels_, index, block, head, position % kKvBlock, k + head * s.head_dim, v + head * s.head_dim);
+        std::fill_n(scratch, kv_head_dim_, 0.0f);
+        std::fill_n(more_scratch, kv_head_dim_, 0.0f);
+        for (int32_t head = 0; head < s.n_kv_heads; head++) {
+            std::copy_n(k + head * s.head_dim, s.head_dim, scratch);
+            std::copy_n(v + head * s.head_dim, s.head_dim, more_scratch);
+            kv_.write(kernels_, index, block, head, position % kKvBlock, scratch, more_scratch);
+        }
     });
     attention(worker, index);
 
     // x += BitLinear_o(sub_norm(attended))
-    each_token([&](int64_t token, size_t t) {
-        const float* attended = attended_.as<float>() + t * q_size;
-        if (!w.attn_sub_norm.empty()) {
-            kernels_.rms_norm(attended, w.attn_sub_norm.data(), s.q_size(), s.norm_eps, scratch);
-            attended = scratch;
-        }
-        quantize(token, attended, s.q_size());
-    });
-    multiply(worker, s.q_size(), {{&w.o, projected_.as<float>()}});
+    const std::initializer_list<Product> o = {{&w.o, projected_.as<float>()}};
+    each_token([&](size_t t) { quantize(t, attended_.as<float>() + t * q_size, s.q_size(), o, scratch); });
+    multiply(worker, s.q_size(), o);
 
     // f = RMSNorm(x); u = activation(gate(f)) * up(f); x += BitLinear_down(sub_norm(u))
-    each_token([&](int64_t token, size_t t) {
+    const std::initializer_list<Product> gate_up = {{&w.gate, gate_.as<float>()}, {&w.up, up_.as<float>()}};
+    each_token([&](size_t t) {
         float* x = x_.as<float>() + t * hidden;
-        kernels_.add(projected_.as<float>() + t * hidden, s.hidden_size, x);
+        add_projected(t, w.post_attn_norm);
         kernels_.rms_norm(x, w.ffn_norm.data(), s.hidden_size, s.norm_eps, scratch);
-        quantize(token, scratch, s.hidden_size);
+        quantize(t, scratch, s.hidden_size, gate_up, more_scratch);
     });
-    multiply(worker, s.hidden_size, {{&w.gate, gate_.as<float>()}, {&w.up, up_.as<float>()}});
-    each_token([&](int64_t token, size_t t) {
-        const auto activate = model_->architecture().activation == Activation::Relu2 ? kernels_.relu2_mul : kernels_.silu_mul;
+    multiply(worker, s.hidden_size, gate_up);
+    const std::initializer_list<Product> down = {{&w.down, projected_.as<float>()}};
+    const auto activate = model_->activation() == Activation::Relu2  ? kernels_.relu2_mul
+                          : model_->activation() == Activation::Silu ? kernels_.silu_mul
+                                                                     : kernels_.gelu_mul;
+    each_token([&](size_t t) {
         activate(gate_.as<float>() + t * ffn, up_.as<float>() + t * ffn, s.ffn_size, scratch);
-        if (!w.ffn_sub_norm.empty()) kernels_.rms_norm(scratch, w.ffn_sub_norm.data(), s.ffn_size, s.norm_eps, scratch);
-        quantize(token, scratch, s.ffn_size);
+        quantize(t, scratch, s.ffn_size, down, more_scratch);
     });
-    multiply(worker, s.ffn_size, {{&w.down, projected_.as<float>()}});  // added to x at the start of the next layer
+    multiply(worker, s.ffn_size, down);  // added to x at the start of the next layer
+}
+
+// The products of one input: together, or each with its own operand.
+void Runner::multiply(Worker& worker, int32_t width, std::initializer_list<Product> products) {
+    if (!have_own_norms(products)) {
+        multiply(worker, operands_[0], width, products);
+        return;
+    }
+    size_t index = 0;
+    for (const Product& product : products) multiply(worker, operands_[index++], width, {product});
 }
 
 // All products of the quantised activations [n_tokens][width] with matrices of that width, as one piece of shared work over
 // the panels of all of them: few tokens by multiply-add; from tile_sizes_.table_min_tokens on, in tiles of 32 tokens
 // by table lookup.
-void Runner::multiply(Worker& worker, int32_t width, std::initializer_list<Product> products) {
+void Runner::multiply(Worker& worker, const Operand& operand, int32_t width, std::initializer_list<Product> products) {
     const size_t stride = round_up(static_cast<size_t>(width), 64);
-    const QuantizedRows x{quantized_.as<int8_t>(), stride, scales_.data(), sums_.data()};
+    const QuantizedRows x{operand.values.as<int8_t>(), stride, operand.scales.data(), operand.sums.data()};
     int64_t n_panels = 0;
-    for (const Product& product : products) n_panels += product.w->n_panels;
+    for (const Product& product : products) n_panels += product.projection->weights.n_panels;
 
-    // f(product, panel_begin, panel_end) for the part of every matrix inside [begin, end) of the joined panels
+    // f(weights, y, panel_begin, panel_end) for the part of every matrix inside [begin, end) of the joined panels
     const auto for_panels = [&](int64_t begin, int64_t end, auto&& f) {
         int64_t first = 0;
         for (const Product& product : products) {
-            const int64_t from = std::max(begin, first), to = std::min(end, first + product.w->n_panels);
-            if (from < to) f(product, static_cast<int>(from - first), static_cast<int>(to - first));
-            first += product.w->n_panels;
+            const int64_t from = std::max(begin, first), to = std::min(end, first + product.projection->weights.n_panels);
+            if (from < to) f(product.projection->weights, product.y, static_cast<int>(from - first), static_cast<int>(to - first));
+            first += product.projection->weights.n_panels;
         }
     };
     const bool look_up = n_tokens_ >= tile_sizes_.table_min_tokens;
@@ -249,14 +306,14 @@ void Runner::multiply(Worker& worker, int32_t width, std::initializer_list<Produ
     if (!look_up) {
         const int64_t n_pieces = int64_t{tile_sizes_.pieces_per_thread} * worker.n_threads();
         worker.parallel_for(n_panels, std::max<int64_t>(2, n_panels / n_pieces), [&](int64_t begin, int64_t end) {
-            for_panels(begin, end, [&](const Product& product, int from, int to) {
-                kernels_.ternary_direct(*product.w, from, to, x, n_tokens_, product.y, static_cast<size_t>(product.w->rows));
+            for_panels(begin, end, [&](const TernaryWeights& weights, float* y, int from, int to) {
+                kernels_.ternary_direct(weights, from, to, x, n_tokens_, y, static_cast<size_t>(weights.rows));
             });
         });
         return;
     }
 
-    const int32_t k_blocks = products.begin()->w->k_blocks;
+    const int32_t k_blocks = products.begin()->projection->weights.k_blocks;
     const int64_t n_tiles = (n_tokens_ + kTableTokens - 1) / kTableTokens;
     const auto tile_at = [&](int64_t tile) {
         return tiles_.as<int16_t>() + static_cast<size_t>(tile) * static_cast<size_t>(k_blocks) * kBlockCols * kTableTokens;
@@ -274,12 +331,12 @@ void Runner::multiply(Worker& worker, int32_t width, std::initializer_list<Produ
     worker.parallel_for(n_tiles * n_pieces, 1, [&](int64_t begin, int64_t end) {
         for (int64_t item = begin; item < end; item++) {
             const int64_t tile = item % n_tiles, from = item / n_tiles * piece_panels;
-            for_panels(from, std::min(from + piece_panels, n_panels), [&](const Product& product, int p0, int p1) {
+            for_panels(from, std::min(from + piece_panels, n_panels), [&](const TernaryWeights& weights, float* y, int p0, int p1) {
                 const int n_blocks = (p1 - p0 + row_block - 1) / row_block;
                 for (int block = 0; block < n_blocks; block++)  // of nearly equal size
-                    kernels_.ternary_table(*product.w, p0 + (p1 - p0) * block / n_blocks, p0 + (p1 - p0) * (block + 1) / n_blocks,
+                    kernels_.ternary_table(weights, p0 + (p1 - p0) * block / n_blocks, p0 + (p1 - p0) * (block + 1) / n_blocks,
                                            tile_at(tile), x, static_cast<int>(tile) * kTableTokens, tile_tokens(tile),
-                                           tile_sizes_.table_min_tokens, product.y, static_cast<size_t>(product.w->rows),
+                                           tile_sizes_.table_min_tokens, y, static_cast<size_t>(weights.rows),
                                            table_scratch_.data() + static_cast<size_t>(worker.thread()) * table_scratch_bytes_);
             });
         }
@@ -290,12 +347,13 @@ void Runner::multiply(Worker& worker, int32_t width, std::initializer_list<Produ
 void Runner::attention(Worker& worker, int layer) {
     const ModelSizes& s = model_->sizes();
     const int32_t group = s.n_heads / s.n_kv_heads;
-    const size_t head_dim = static_cast<size_t>(s.head_dim), q_size = static_cast<size_t>(s.q_size());
+    const size_t head_dim = static_cast<size_t>(s.head_dim), padded = static_cast<size_t>(kv_head_dim_);
+    const size_t q_size = static_cast<size_t>(s.q_size());
     const float scale = 1.0f / std::sqrt(static_cast<float>(s.head_dim));
     float* q = reinterpret_cast<float*>(attention_scratch_.data() + static_cast<size_t>(worker.thread()) * attention_scratch_bytes_);
     const size_t most_queries = static_cast<size_t>(attention_tokens_ * group);
-    float* acc = q + most_queries * head_dim;
-    float* max = acc + most_queries * head_dim;
+    float* acc = q + most_queries * padded;
+    float* max = acc + most_queries * padded;
     float* sum = max + most_queries;
     int* visible = reinterpret_cast<int*>(sum + most_queries);
 
@@ -304,13 +362,17 @@ void Runner::attention(Worker& worker, int layer) {
             const AttentionItem& item = attention_items_[static_cast<size_t>(i / s.n_kv_heads)];
             const int32_t kv_head = static_cast<int32_t>(i % s.n_kv_heads);
             const int32_t n_queries = item.n_tokens * group;
-            const size_t head_bytes = static_cast<size_t>(group) * head_dim * sizeof(float);  // the group's heads of one token
-            const auto heads = [&](float* base, int32_t t) {
-                return base + static_cast<size_t>(item.first_token + t) * q_size + static_cast<size_t>(kv_head * group) * head_dim;
+            // Query j: head j % group of the group, of token j / group.
+            const auto head_at = [&](float* base, int32_t j) {
+                const size_t token = static_cast<size_t>(item.first_token + j / group), head = static_cast<size_t>(kv_head * group + j % group);
+                return base + token * q_size + head * head_dim;
             };
-            for (int32_t t = 0; t < item.n_tokens; t++)
-                std::memcpy(q + static_cast<size_t>(t * group) * head_dim, heads(q_.as<float>(), t), head_bytes);
-            std::fill(acc, acc + static_cast<size_t>(n_queries) * head_dim, 0.0f);
+            for (int32_t j = 0; j < n_queries; j++) {
+                float* query = q + static_cast<size_t>(j) * padded;
+                std::copy_n(head_at(q_.as<float>(), j), head_dim, query);
+                std::fill(query + head_dim, query + padded, 0.0f);
+            }
+            std::fill(acc, acc + static_cast<size_t>(n_queries) * padded, 0.0f);
             std::fill(max, max + n_queries, -std::numeric_limits<float>::infinity());
             std::fill(sum, sum + n_queries, 0.0f);
 
@@ -321,14 +383,12 @@ void Runner::attention(Worker& worker, int layer) {
                     visible[j] = std::clamp(item.first_position + j / group + 1 - b * kKvBlock, 0, kKvBlock);
                 const int32_t block = blocks[static_cast<size_t>(b)];
                 if (b < last_position / kKvBlock) kv_.prefetch(layer, blocks[static_cast<size_t>(b) + 1], kv_head);
-                kv_.attend(kernels_, layer, block, kv_head, q, head_dim, n_queries, visible, scale, max, sum, acc);
+                kv_.attend(kernels_, layer, block, kv_head, q, padded, n_queries, visible, scale, max, sum, acc);
             }
-            for (int32_t t = 0; t < item.n_tokens; t++)
-                for (int32_t h = 0; h < group; h++) {
-                    const size_t j = static_cast<size_t>(t * group + h);
-                    float* out = heads(attended_.as<float>(), t) + static_cast<size_t>(h) * head_dim;
-                    for (size_t d = 0; d < head_dim; d++) out[d] = acc[j * head_dim + d] / sum[j];
-                }
+            for (int32_t j = 0; j < n_queries; j++) {
+                float* out = head_at(attended_.as<float>(), j);
+                for (size_t d = 0; d < head_dim; d++) out[d] = acc[static_cast<size_t>(j) * padded + d] / sum[j];
+            }
         }
     });
 }

@@ -2,6 +2,7 @@
 // what exists is read from the descriptor. Each token's arithmetic is the same whatever is computed beside it.
 #pragma once
 
+#include <array>
 #include <atomic>
 #include <memory>
 #include <vector>
@@ -62,9 +63,14 @@ public:
 private:
     using Worker = ThreadPool::Worker;
 
-    struct Product {  // y[n_tokens][w.rows] = x * w^T
-        const TernaryWeights* w;
+    struct Product {  // y[n_tokens][rows] = x * weights^T
+        const Projection* projection;
         float* y;
+    };
+    struct Operand {  // activations of a product, quantised
+        PageBuffer values;          // int8 [T][round_up(width, 64)]
+        std::vector<float> scales;  // [T]
+        std::vector<int32_t> sums;  // [T]
     };
     struct AttentionItem {  // a tile of queries of one sequence that share their KV blocks
         int32_t slice, first_token, n_tokens, first_position;
@@ -73,8 +79,11 @@ private:
     void check(const std::vector<int32_t>& tokens, const std::vector<SequenceSlice>& slices, const std::vector<int32_t>& outputs) const;
     void prepare(const std::vector<int32_t>& tokens, const std::vector<SequenceSlice>& slices);
     void layer(Worker& worker, int index);
-    void quantize(int64_t token, const float* x, int32_t width);
+    void add_projected(size_t token, const std::vector<float>& post_norm);
+    void quantize(size_t token, const float* x, int32_t width, std::initializer_list<Product> products, float* scratch);
+    void quantize(Operand& operand, size_t token, const float* x, int32_t width);
     void multiply(Worker& worker, int32_t width, std::initializer_list<Product> products);
+    void multiply(Worker& worker, const Operand& operand, int32_t width, std::initializer_list<Product> products);
     void attention(Worker& worker, int layer);
 
     std::shared_ptr<Model> model_;
@@ -99,7 +108,7 @@ private:
 
     // Activations, f32 unless said otherwise; T = max_batch_tokens.
     PageBuffer x_;        // [T][hidden]                the residual stream
-    PageBuffer normed_;   // [n_threads][widest]        scratch of one token
+    PageBuffer normed_;   // [n_threads][2][widest]     scratch of one token
     PageBuffer q_;        // [T][n_heads][head_dim]
     PageBuffer k_, v_;    // [T][n_kv_heads][head_dim]
     PageBuffer attended_; // [T][n_heads][head_dim]
@@ -107,12 +116,11 @@ private:
     PageBuffer projected_;// [T][hidden]                output of o or down, not yet added to x
     PageBuffer hidden_;   // [T][hidden]
     PageBuffer rope_;     // [T][2][n_rot/2]            cos, sin of each token's position
-    PageBuffer quantized_;   // int8 [T][quantized_stride_ of the widest]
+    std::array<Operand, 3> operands_;  // the first is shared by products that have no norms of their own
     PageBuffer tiles_;       // int16 [T/32][widest padded to 16][32]   table-lookup operand
     PageBuffer table_scratch_;      // [n_threads][table_scratch_bytes_]
     PageBuffer attention_scratch_;  // [n_threads][attention_scratch_bytes_]
-    std::vector<float> scales_;     // [T]
-    std::vector<int32_t> sums_;     // [T]
+    int32_t kv_head_dim_ = 0;       // head_dim as attention has it: filled up with zeros to a multiple of 8
     size_t widest_ = 0, table_scratch_bytes_ = 0, attention_scratch_bytes_ = 0;
     int attention_tokens_ = 1;      // tokens in one attention item
 };

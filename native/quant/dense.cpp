@@ -101,9 +101,15 @@ float bf16_to_f32(uint16_t h) {
     return std::bit_cast<float>(static_cast<uint32_t>(h) << 16);
 }
 
+uint16_t f32_to_bf16(float f) {
+    const uint32_t bits = std::bit_cast<uint32_t>(f);
+    if ((bits & 0x7fffffffu) > 0x7f800000u) return static_cast<uint16_t>(bits >> 16 | 0x40u);  // NaN: keep it one
+    return static_cast<uint16_t>((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);
+}
+
 size_t row_bytes(TensorType type, size_t n) {
-    if (type == TensorType::I2_S) throw std::logic_error("row_bytes: an I2_S tensor is not stored row by row");
-    return static_cast<size_t>(tensor_bytes(type, n).value());
+    if (is_ternary(type)) throw std::logic_error("row_bytes: " + tensor_type_name(type) + " is not a dense row type");
+    return static_cast<size_t>(tensor_bytes(type, n, 1).value());
 }
 
 void decode_row(TensorType type, const uint8_t* row, size_t n, float* out) {
@@ -118,9 +124,9 @@ void decode_row(TensorType type, const uint8_t* row, size_t n, float* out) {
         case TensorType::Q4_0: decode_q4_0(row, n, out); return;
         case TensorType::Q8_0: decode_q8_0(row, n, out); return;
         case TensorType::Q6_K: decode_q6_k(row, n, out); return;
-        case TensorType::I2_S: break;
+        default: break;
     }
-    throw std::logic_error("decode_row: " + tensor_type_name(static_cast<uint32_t>(type)) + " is not a dense row type");
+    throw std::logic_error("decode_row: " + tensor_type_name(type) + " is not a dense row type");
 }
 
 }  // namespace bitnet

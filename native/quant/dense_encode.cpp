@@ -131,12 +131,18 @@ void encode_row(TensorType type, const float* values, size_t n, uint8_t* row) {
         case TensorType::F16:
             for (size_t i = 0; i < n; i++) store_f16(row + 2 * i, values[i]);
             return;
+        case TensorType::BF16:
+            for (size_t i = 0; i < n; i++) {
+                const uint16_t half = f32_to_bf16(values[i]);
+                std::memcpy(row + 2 * i, &half, sizeof half);
+            }
+            return;
         case TensorType::Q4_0: encode_q4_0(values, n, row); return;
         case TensorType::Q8_0: encode_q8_0(values, n, row); return;
         case TensorType::Q6_K: encode_q6_k(values, n, row); return;
         default: break;
     }
-    throw std::logic_error("encode_row: no encoder for " + tensor_type_name(static_cast<uint32_t>(type)));
+    throw std::logic_error("encode_row: no encoder for " + tensor_type_name(type));
 }
 
 }  // namespace bitnet

@@ -10,7 +10,7 @@ namespace bitnet {
 
 namespace {
 
-// Bytes per block of block_elements(type) elements; I2_S has none of its own, see tensor_bytes.
+// Bytes per block of block_elements(type) elements; 0 for types that are not stored row by row.
 uint64_t block_bytes(TensorType type) {
     switch (type) {
         case TensorType::F32: return 4;
@@ -19,10 +19,20 @@ uint64_t block_bytes(TensorType type) {
         case TensorType::Q4_0: return 18;   // f16 scale + 32 nibbles
         case TensorType::Q8_0: return 34;   // f16 scale + 32 int8
         case TensorType::Q6_K: return 210;  // 128 low nibbles, 64 high pairs, 16 int8 scales, f16 scale
-        case TensorType::I2_S: break;
+        case TensorType::TQ1_0: return 54;  // 52 bytes of base-3 digits, f16 scale
+        case TensorType::TQ2_0: return 66;  // 64 bytes of 2-bit codes, f16 scale
+        case TensorType::Q2_0: return 18;   // f16 scale, 16 bytes of 2-bit codes
+        case TensorType::I2_S:
+        case TensorType::TL1:
+        case TensorType::TL2: break;
     }
     return 0;
 }
+
+constexpr TensorType kReadable[] = {TensorType::F32,   TensorType::F16,   TensorType::Q4_0, TensorType::Q8_0, TensorType::Q6_K, TensorType::BF16,
+                                    TensorType::TQ1_0, TensorType::TQ2_0, TensorType::I2_S, TensorType::TL1,  TensorType::TL2,  TensorType::Q2_0};
+
+uint64_t align32(uint64_t n) { return (n + 31) / 32 * 32; }
 
 const char* known_name(uint32_t id) {
     switch (id) {
@@ -60,10 +70,10 @@ const char* known_name(uint32_t id) {
         case 36: return "I2_S";
         case 37: return "I8_S";
         case 38: return "TL1";
-        case 39: return "MXFP4 or TL2";  // the same number in llama.cpp and in bitnet.cpp
+        case 39: return "MXFP4";  // where it is not TL2
         case 40: return "NVFP4";
         case 41: return "Q1_0";
-        case 42: return "Q2_0 or TL2";   // likewise
+        case 42: return "Q2_0";  // where it is not TL2
         case 134: return "IQ1_BN";
         case 135: return "IQ2_BN";
         case 335: return "IQ2_BN_R4";
@@ -73,15 +83,25 @@ const char* known_name(uint32_t id) {
 
 }  // namespace
 
-std::string tensor_type_name(uint32_t id) {
-    if (is_supported(id)) return known_name(id);
-    return std::string(known_name(id)) + " (" + std::to_string(id) + ")";
+bool is_ternary(TensorType type) {
+    switch (type) {
+        case TensorType::TQ1_0:
+        case TensorType::TQ2_0:
+        case TensorType::I2_S:
+        case TensorType::TL1:
+        case TensorType::TL2:
+        case TensorType::Q2_0: return true;
+        default: return false;
+    }
 }
 
+std::string tensor_type_name(TensorType type) { return type == TensorType::TL2 ? "TL2" : known_name(static_cast<uint32_t>(type)); }
+
+std::string unreadable_type_name(uint32_t id) { return std::string(known_name(id)) + " (" + std::to_string(id) + ")"; }
+
 std::optional<TensorType> tensor_type_named(std::string_view name) {
-    for (const TensorType type : {TensorType::F32, TensorType::F16, TensorType::Q4_0, TensorType::Q8_0, TensorType::Q6_K,
-                                  TensorType::BF16, TensorType::I2_S}) {
-        const std::string_view known = known_name(static_cast<uint32_t>(type));
+    for (const TensorType type : kReadable) {
+        const std::string known = tensor_type_name(type);
         if (std::equal(known.begin(), known.end(), name.begin(), name.end(),
                        [](char a, char b) { return std::tolower(a) == std::tolower(static_cast<unsigned char>(b)); }))
             return type;
@@ -89,35 +109,46 @@ std::optional<TensorType> tensor_type_named(std::string_view name) {
     return std::nullopt;
 }
 
-bool is_supported(uint32_t id) {
-    switch (static_cast<TensorType>(id)) {
-        case TensorType::F32:
-        case TensorType::F16:
-        case TensorType::Q4_0:
-        case TensorType::Q8_0:
-        case TensorType::Q6_K:
-        case TensorType::BF16:
-        case TensorType::I2_S: return true;
-    }
-    return false;
+std::optional<TensorType> resolve_type(uint32_t id, uint64_t cols, uint64_t rows, uint64_t extent) {
+    const bool can_be_tl2 = cols >= 256 && rows % 32 == 0;  // its narrowest matrix, its blocks of rows
+    const auto fits = [&](uint64_t elements, uint64_t bytes) {
+        return cols % elements == 0 && extent / bytes / (cols / elements) >= rows;
+    };
+    if (id == 39) return can_be_tl2 && !fits(32, 17) ? std::optional(TensorType::TL2) : std::nullopt;  // MXFP4: 17 bytes for 32
+    if (id == 42) return can_be_tl2 && !fits(64, 18) ? TensorType::TL2 : TensorType::Q2_0;
+    for (const TensorType type : kReadable)
+        if (static_cast<uint32_t>(type) == id) return type;
+    return std::nullopt;
 }
 
 uint32_t block_elements(TensorType type) {
     switch (type) {
         case TensorType::Q4_0:
         case TensorType::Q8_0: return 32;
+        case TensorType::Q2_0: return 64;
+        case TensorType::TQ1_0:
+        case TensorType::TQ2_0:
         case TensorType::Q6_K: return 256;
         default: return 1;
     }
 }
 
-std::optional<uint64_t> tensor_bytes(TensorType type, uint64_t n_elements) {
-    if (type == TensorType::I2_S) {
-        const uint64_t blocks = n_elements / 128 + (n_elements % 128 != 0);
-        return blocks * 32 + 32;  // at most 2^62 + 64: cannot overflow
+uint64_t tl2_payload_bytes(uint64_t cols, uint64_t rows) { return (cols - 256) * rows / 3 * 5 / 8 + 256 * rows / 2 * 4 / 8; }
+
+std::optional<uint64_t> tensor_bytes(TensorType type, uint64_t cols, uint64_t rows) {
+    constexpr uint64_t kMost = std::numeric_limits<uint64_t>::max();
+    if (cols != 0 && rows > kMost / cols) return std::nullopt;
+    const uint64_t n = cols * rows;
+    switch (type) {
+        case TensorType::I2_S: return (n / 128 + (n % 128 != 0)) * 32 + 32;  // at most 2^62 + 64: cannot overflow
+        case TensorType::TL1: return align32(n / 4) + 32;
+        case TensorType::TL2:
+            if (cols < 256 || n > kMost / 16) return std::nullopt;
+            return align32(tl2_payload_bytes(cols, rows)) + 32;
+        default: break;
     }
-    const uint64_t blocks = n_elements / block_elements(type);
-    if (blocks > std::numeric_limits<uint64_t>::max() / block_bytes(type)) return std::nullopt;
+    const uint64_t blocks = n / block_elements(type);
+    if (blocks > kMost / block_bytes(type)) return std::nullopt;
     return blocks * block_bytes(type);
 }
 

@@ -76,12 +76,6 @@ bool decode_i2s(const uint8_t* data, uint64_t first, uint64_t count, int8_t* out
     return threes == 0;
 }
 
-float i2s_scale(const uint8_t* data, uint64_t n_elements) {
-    float scale;
-    std::memcpy(&scale, data + (n_elements + kI2sBlock - 1) / kI2sBlock * kI2sBlockBytes, sizeof scale);
-    return scale;
-}
-
 void pack_n9_panel(const int8_t* codes, int32_t n_rows, int32_t cols, uint8_t* panel) {
     const size_t k_blocks = (static_cast<size_t>(cols) + kBlockCols - 1) / kBlockCols;
     const size_t whole_blocks = static_cast<size_t>(cols) / kBlockCols;

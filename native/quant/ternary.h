@@ -1,4 +1,5 @@
-// Ternary tensors: the I2_S file layout, and N9, the one layout the kernels run.
+// Ternary tensors: N9, the one layout the kernels run, and the order of I2_S that published files have. All other file
+// layouts are in ternary_layout.h.
 //
 // N9: 2 bits per weight in panels of 32 rows, one linear stream per panel:
 //     tensor = [panel p = M/32][k_block kb = K/16][row r = 0..31][byte b = 0..3]        128 bytes per (p, kb)
@@ -31,9 +32,6 @@ size_t n9_bytes(int32_t rows, int32_t cols);
 // Decode `count` elements of an I2_S tensor starting at flat element `first` (row-major over the whole tensor, blocks run
 // over the flat tensor, not per row) into -1, 0, +1. Returns false if a code 3 occurs in the range.
 bool decode_i2s(const uint8_t* data, uint64_t first, uint64_t count, int8_t* out);
-
-// The f32 scale behind the codes of an I2_S tensor with n elements (at byte ceil(n/128)*32).
-float i2s_scale(const uint8_t* data, uint64_t n_elements);
 
 // Pack one panel: codes [n_rows][cols] (-1, 0, +1), n_rows <= 32 (missing rows are zero), into k_blocks*128 bytes.
 void pack_n9_panel(const int8_t* codes, int32_t n_rows, int32_t cols, uint8_t* panel);

@@ -56,15 +56,21 @@ class Model:
         use_mlock: bool = False,
         cache_path: str = "",
         embd_type: str = "",
+        layout: str = "",
+        tl_tiles: Sequence[tuple[int, int, int, int, int]] = (),
+        activation: str = "",
     ) -> None:
         """`cache_path`: where the packed weights are kept and mapped from (use_mmap); empty = private
         memory. `n_threads` only speeds up packing; 0 = physical cores. `embd_type`: the type that embedding
-        and head are kept in (f32, f16, q8_0, q6_k, q4_0); empty = the file's."""
+        and head are kept in (f32, f16, q8_0, q6_k, q4_0); empty = the file's. `layout`, `tl_tiles`: what the
+        file does not say of its ternary tensors, see bitnet.models.tensor_codec. `activation`: of the
+        feed-forward network (relu2 or silu), where the architecture's name leaves a choice; empty = by the
+        file."""
     @property
     def architecture(self) -> str: ...
     @property
     def activation(self) -> str:
-        """relu2 or silu."""
+        """relu2, silu or gelu_tanh."""
     @property
     def n_layers(self) -> int: ...
     @property
@@ -98,6 +104,9 @@ class Model:
     def from_cache(self) -> bool:
         """Whether the packed weights came from an existing cache file."""
     @property
+    def repairs(self) -> list[str]:
+        """Human sentences: what was wrong in the file, and is handled."""
+    @property
     def warnings(self) -> list[str]:
         """Human sentences: all-zero tensors, a cache that could not be written, memory that could not be
         locked."""
@@ -115,10 +124,11 @@ class Model:
         k of a row is code + 1 at bits 2 * (k % 16) of word k // 16; rows are filled up with zero weights to a
         multiple of `words_multiple` words."""
     def norm(self, layer: int, name: str) -> NDArray[np.float32] | None:
-        """`attn_norm`, `attn_sub_norm`, `ffn_norm`, `ffn_sub_norm` or, of any layer, `output_norm`: [width];
-        None = the architecture has none."""
+        """`attn_norm`, `ffn_norm`, `q_head_norm`, `k_head_norm`, `post_attn_norm`, `post_ffn_norm`; a ternary
+        matrix, for the norm of its input that only it has; or, of any layer, `output_norm`: [width]; None =
+        the model has none."""
     def embedding_rows(self, token_ids: NDArray[np.int32]) -> NDArray[np.float32]:
-        """[n, hidden_size]"""
+        """[n, hidden_size], as the first layer takes them in."""
     def head_rows(self) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
         """The output head in 8 bits: values [vocab, stride], stride being hidden_size rounded up to 64, and
         scales [vocab]. Views of the model's memory."""
@@ -245,8 +255,6 @@ class Sampler:
         tokens. top_k 0 = all; top_p 1 = all; min_p 0 = off. seed: u64."""
     def accept(self, token_id: int) -> None:
         """Record a generated token (penalties)."""
-    def sample_logits(self, logits: NDArray[np.float32], logprobs: int = -1) -> Sampled:
-        """`Runner.sample` of logits [vocab] that are exact as they are."""
     def set_mask(self, mask: NDArray[np.int32] | None) -> None:
         """Allowed tokens of the next sample: bit t % 32 of word t // 32 (llguidance's bitmask); None =
         all."""
@@ -254,8 +262,26 @@ class Sampler:
 def cpu_kernels() -> list[str]:
     """Kernel sets this processor can run, best first."""
 
+def decode_ternary(
+    data: NDArray[np.uint8],
+    type_name: str,
+    rows: int,
+    cols: int,
+    layout: str = "",
+    tl_tiles: Sequence[tuple[int, int, int, int, int]] = (),
+) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """Codes [rows, cols] and scales [1 or number of blocks], see bitnet.models.tensor_codec."""
+
+def encode_ternary(
+    codes: NDArray[np.int8],
+    scale: float,
+    type_name: str,
+    layout: str = "",
+    tl_tiles: Sequence[tuple[int, int, int, int, int]] = (),
+) -> bytes: ...
+def decode_rows(data: NDArray[np.uint8], type_name: str, rows: int, cols: int) -> NDArray[np.float32]: ...
 def encode_rows(values: NDArray[np.float32], type_name: str) -> NDArray[np.uint8]:
-    """Rows [n, cols] of finite numbers as f32, f16, q8_0, q6_k or q4_0: bytes [n, bytes of a row]."""
+    """Rows [n, cols] of finite numbers as f32, f16, bf16, q8_0, q6_k or q4_0: bytes [n, bytes of a row]."""
 
 def physical_cores() -> int: ...
 def build_info() -> dict[str, str]:

@@ -26,7 +26,16 @@ from pydantic import ValidationError as PydanticError
 
 from bitnet.config_source import KeyPath, Source, read
 from bitnet.errors import ConfigError, ModelNotFoundError
-from bitnet.values import MAX_STOP_STRINGS, EmbdType, EngineChoice, KvType, QuantType, nearest
+from bitnet.values import (
+    MAX_STOP_STRINGS,
+    Activation,
+    EmbdType,
+    EngineChoice,
+    KvType,
+    QuantType,
+    TernaryLayout,
+    nearest,
+)
 
 ENVIRONMENT = "BITNET_CONFIG"
 MAX_PROBLEMS = 5  # told at once
@@ -157,6 +166,22 @@ class BitNetConfig(_Block):
         default=None,
         description="What they are kept as, exactly; before quant_embd. Left out: as in the file.",
     )
+    layout: TernaryLayout | None = Field(
+        default=None,
+        description="How the file's ternary tensors are laid out, where it does not say. I2_S: x128 (the "
+        "default), arm64, row4. TL1: preset.",
+    )
+    tl_config: str | None = Field(
+        default=None,
+        min_length=1,
+        description="The kernel_config.ini a TL1 or TL2 file was made with; a relative path is looked up as "
+        "model_path is.",
+    )
+    activation: Activation | None = Field(
+        default=None,
+        description="Of the feed-forward network, where the architecture's name stands for both: relu2 or "
+        "silu.",
+    )
     n_ctx: Integer = Field(
         default=DEFAULT_N_CTX,
         ge=0,
@@ -184,7 +209,7 @@ class BitNetConfig(_Block):
     engine: EngineChoice = Field(
         default="auto",
         description="Who computes (mode direct). auto: native, or mlx on Apple silicon if n_gpu_layers is "
-        "not 0. mlx and llama_cpp need the extras of these names.",
+        "not 0. mlx needs the extra of this name.",
     )
     n_gpu_layers: Integer = Field(
         default=0,
@@ -290,6 +315,9 @@ class BitNetConfig(_Block):
             "kernel_params": params.tile_sizes if params.enable_custom else {},
             "embd_type": self.embd_type or ("f16" if self.quant_embd else None),
             "engine": self.engine,
+            "layout": self.layout,
+            "tl_config": None if self.tl_config is None else self._file("tl_config", self.tl_config),
+            "activation": self.activation,
             "n_gpu_layers": self.n_gpu_layers,
             "main_gpu": self.main_gpu,
             "low_vram": self.low_vram,
@@ -316,21 +344,22 @@ class BitNetConfig(_Block):
         return values
 
     def _model_file(self) -> str | None:
-        if self.model_path is None:
-            return self.model
-        file = None if self._source is None or "model_path" in self._overrides else self._source.file
+        return self.model if self.model_path is None else self._file("model_path", self.model_path)
+
+    def _file(self, key: str, name: str) -> str:
+        """The file that the value of a key means."""
+        file = None if self._source is None or key in self._overrides else self._source.file
         if file is None:
-            return self.model_path
+            return name
         # A relative path is looked up beside the configuration file, then in the working directory.
-        path = Path(self.model_path).expanduser()
+        path = Path(name).expanduser()
         for candidate in (file.parent / path, path.absolute()):
             if candidate.exists():
                 return str(candidate)
         where = "" if path.is_absolute() else f" beside that file or in {os.getcwd()}"
         assert self._source is not None
-        raise ModelNotFoundError(
-            f"{self._source.place(('model_path',))}: there is no model file {self.model_path!r}{where}"
-        )
+        what = "model file" if key == "model_path" else "file"
+        raise ModelNotFoundError(f"{self._source.place((key,))}: there is no {what} {name!r}{where}")
 
 
 def load(source: ConfigLike | BitNetConfig | None = None, **overrides: Any) -> BitNetConfig:

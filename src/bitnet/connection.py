@@ -40,6 +40,9 @@ _SCHEMA_FIELDS = (
     "use_pretuned",
     "kernel_params",
     "embd_type",
+    "layout",
+    "tl_config",
+    "activation",
 )
 _SECRET_KEYS = frozenset({"api_key"})
 
@@ -109,7 +112,7 @@ class Connection(BaseModel):
     max_waiting: int = Field(default=1024, frozen=True)
     """Requests that may wait for their turn."""
     engine: str | None = Field(default=None, frozen=True)
-    """Who computes: auto, native, mlx or llama_cpp."""
+    """Who computes: auto, native or mlx."""
     n_gpu_layers: int | None = Field(default=None, frozen=True)
     main_gpu: int | None = Field(default=None, frozen=True)
     low_vram: bool | None = Field(default=None, frozen=True)
@@ -119,6 +122,9 @@ class Connection(BaseModel):
     use_pretuned: bool | None = Field(default=None, frozen=True)
     kernel_params: dict[str, Any] | None = Field(default=None, frozen=True)
     embd_type: str | None = Field(default=None, frozen=True)
+    layout: str | None = Field(default=None, frozen=True)
+    tl_config: str | None = Field(default=None, frozen=True)
+    activation: str | None = Field(default=None, frozen=True)
 
     client: Any = Field(default=None, exclude=True, repr=False, frozen=True)
     """A bitnet.BitNet of your own to ask instead, such as BitNet.from_engine(FakeEngine(...)) in a test. It

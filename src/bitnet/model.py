@@ -23,7 +23,9 @@ from bitnet.engines.native import context_size
 from bitnet.engines.registry import Lease
 from bitnet.errors import ValidationError
 from bitnet.models.header import read_header
+from bitnet.models.layouts import read_tl_config
 from bitnet.values import (
+    Activation,
     EmbdType,
     EmbeddingKind,
     EmbeddingRequest,
@@ -37,6 +39,7 @@ from bitnet.values import (
     Reply,
     Request,
     Sampling,
+    TernaryLayout,
     as_choice,
     as_flag,
     as_integer,
@@ -97,6 +100,9 @@ class BitNet:
         kernel_params: Mapping[str, int] | None = None,
         embd_type: EmbdType | None = None,
         engine: EngineChoice = "auto",
+        layout: TernaryLayout | None = None,
+        tl_config: str | os.PathLike[str] | None = None,
+        activation: Activation | None = None,
         n_gpu_layers: int = 0,
         main_gpu: int = 0,
         low_vram: bool = False,
@@ -138,10 +144,18 @@ class BitNet:
             bitnet.engines.tiles).
         embd_type: what embedding and output head are kept as: "f32", "f16", "q8_0", "q6_k" or "q4_0"; None =
             as the file has them. A narrower type saves memory and time, and changes the output a little.
+        layout: how the ternary tensors of the file are laid out, which it does not say itself. I2_S: "x128",
+            the default, as in all published files; "arm64", what bitnet.cpp's llama-quantize makes on ARM
+            since November 2025; "row4", what it makes without ACT_PARALLEL. TL1: "preset", the tiles of
+            bitnet.cpp's preset kernels. A wrong layout gives gibberish.
+        tl_config: the kernel_config.ini that a TL1 or TL2 file was made with; None = the tiles that
+            bitnet.cpp's setup_env.py makes for bitnet_b1_58-large, bitnet_b1_58-3B and Llama3-8B-1.58.
+        activation: "relu2" or "silu": that of the feed-forward network, where the name of the architecture
+            ("bitnet", "bitnet-b1.58") stands for models of both kinds; None = the one it was made for, except
+            that the vocabularies of the known models tell them apart.
         engine: who computes. "native": this package's own kernels. "mlx": Apple's MLX, on the GPU where it
-            has one (pip install 'bitnet-cpp[mlx]'). "llama_cpp": llama-cpp-python, for models of llama's
-            shape and any other GGUF file it reads (pip install 'bitnet-cpp[llama-cpp]'). "auto": native; but mlx on
-            Apple silicon if n_gpu_layers is not 0.
+            has one (pip install 'bitnet-cpp[mlx]'). "auto": native; but mlx on Apple silicon if n_gpu_layers
+            is not 0.
         n_gpu_layers: layers to compute on a GPU: 0 = none, -1 = all; mlx computes all or none. main_gpu:
             which one. low_vram: keep keys and values and the head in the host's memory.
         max_waiting: requests that may wait for their turn, above which they are refused with OverloadedError.
@@ -176,6 +190,9 @@ class BitNet:
                 "use_pretuned": use_pretuned,
                 "kernel_params": kernel_params,
                 "embd_type": embd_type,
+                "layout": layout,
+                "tl_config": tl_config,
+                "activation": activation,
                 "kv_tokens": kv_tokens,
                 "max_waiting": max_waiting,
             }
@@ -204,7 +221,14 @@ class BitNet:
             "use_pretuned": as_flag("use_pretuned", use_pretuned),
             "kernel_params": tuple(sorted(tiles.check_sizes(kernel_params or {}).items())),
             "embd_type": None if embd_type is None else as_choice("embd_type", embd_type, get_args(EmbdType)),
+            "layout": None if layout is None else as_choice("layout", layout, get_args(TernaryLayout)),
+            "activation": None
+            if activation is None
+            else as_choice("activation", activation, get_args(Activation)),
         }
+        if tl_config is not None:
+            tl_config = os.path.abspath(os.path.expanduser(tl_config))
+        tl_tiles = () if tl_config is None else read_tl_config(tl_config)
         gpu = {
             "n_gpu_layers": as_integer("n_gpu_layers", n_gpu_layers, -1, 2**31 - 1),
             "main_gpu": as_integer("main_gpu", main_gpu, 0, 1023),
@@ -225,12 +249,13 @@ class BitNet:
             "engine": engine,
             **gpu,
             "kernel_params": dict(options["kernel_params"]),
+            "tl_config": tl_config,
             "keep_alive": keep_alive,
             "timeout": timeout,
             "defaults": defaults,
         }
         self._set_defaults(timeout or 0, defaults)
-        self._lease = Lease.of_file(load, path, {**options, **load_options}, keep_alive)
+        self._lease = Lease.of_file(load, path, {**options, "tl_tiles": tl_tiles, **load_options}, keep_alive)
         if not lazy:
             self._load_or_close()
 
@@ -429,19 +454,22 @@ class BitNet:
         kind: EmbeddingKind = "document",
         pooling: Pooling | None = None,
         normalize: bool = True,
+        dimensions: int | None = None,
     ) -> NDArray[np.float32]:
         """[len(texts), hidden_size], float32: a vector for each text. A single string is one text.
 
         kind: what the texts are in a search, "query" or "document"; matters for models that expect different
             words before each, and none that is computed today does.
         pooling: "mean" of the hidden states of all tokens, or the "last" token's; None = as the model
-            declares, which for a plain language model is the mean.
+            declares, which for a plain language model is the mean, for embedding models the last.
         normalize: scale each vector to the length 1.
+        dimensions: [len(texts), dimensions] instead: the first numbers of each vector, scaled anew. Only
+            embedding models (BitNet-embedding) are trained for that; others take no fewer than hidden_size.
         A text's vector does not depend on the others: the same text gives the same bits. Raises
         ValidationError for an empty text, and ContextOverflowError for one that has more than n_ctx tokens,
         before anything is computed; ModelFileError for a vector that is not finite.
         """
-        request = _embedding_request(texts, kind, pooling, normalize)
+        request = _embedding_request(texts, kind, pooling, normalize, dimensions)
         return self._lease.engine().embed(request)
 
     async def aembed(
@@ -451,9 +479,10 @@ class BitNet:
         kind: EmbeddingKind = "document",
         pooling: Pooling | None = None,
         normalize: bool = True,
+        dimensions: int | None = None,
     ) -> NDArray[np.float32]:
         """`embed` for event loops. Cancelling the task stops the computation."""
-        request = _embedding_request(texts, kind, pooling, normalize)
+        request = _embedding_request(texts, kind, pooling, normalize, dimensions)
         if not (self._lease.ready or self._lease.closed):
             await asyncio.to_thread(self.load)
         return await self._lease.engine().aembed(request)
@@ -562,10 +591,19 @@ class BitNet:
 
 
 def _embedding_request(
-    texts: str | Iterable[str], kind: EmbeddingKind, pooling: Pooling | None, normalize: bool
+    texts: str | Iterable[str],
+    kind: EmbeddingKind,
+    pooling: Pooling | None,
+    normalize: bool,
+    dimensions: int | None,
 ) -> EmbeddingRequest:
-    # The request makes a tuple of them.
-    return EmbeddingRequest(texts=texts, kind=kind, pooling=pooling, normalize=normalize)  # type: ignore[arg-type]
+    return EmbeddingRequest(
+        texts=texts,  # type: ignore[arg-type]  # the request makes a tuple of them
+        kind=kind,
+        pooling=pooling,
+        normalize=normalize,
+        dimensions=dimensions,
+    )
 
 
 def _submit(lease: Lease, request: Request, timeout: float) -> Generation:

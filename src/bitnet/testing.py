@@ -246,10 +246,12 @@ class FakeEngine:
         for text in request.texts:
             if self._info.n_ctx < (n_tokens := len(self.tokenize(text))):
                 raise ContextOverflowError(n_tokens, self._info.n_ctx)
-        vectors = [self._vector(text) for text in request.texts]
+        vectors = [self._vector(text)[: request.dimensions] for text in request.texts]
         if request.normalize:
             vectors = [vector / np.linalg.norm(vector) for vector in vectors]
-        stacked = np.stack(vectors) if vectors else np.empty((0, self._info.hidden_size))
+        stacked = (
+            np.stack(vectors) if vectors else np.empty((0, request.dimensions or self._info.hidden_size))
+        )
         return stacked.astype(np.float32)
 
     async def aembed(self, request: EmbeddingRequest) -> NDArray[np.float32]:

@@ -178,7 +178,7 @@ def test_the_verdict_is_remembered(base_path: Path, cache: Path, caplog: pytest.
         caplog.clear()
         mlx.load(base_path, fall_back=False, **LOAD).close()
         assert any("checking MLX" in record.message for record in caplog.records) is expected
-    verdict = mlx_check.remembered(base_path)
+    verdict = mlx_check.remembered(base_path, LOAD)
     assert verdict is not None
     assert verdict.passed
     assert len(verdict.findings) == 5
@@ -191,10 +191,10 @@ def test_a_wrong_weight_is_found(base_path: Path, part: str) -> None:
     try:
         _, weights = engine.model_and_weights
         assert mlx_check.check(engine).passed
-        layer = weights.layers[0]
-        codes = np.array(layer[part]["codes"])
+        matrix = weights.layers[0][part][0]
+        codes = np.array(matrix["codes"])
         codes[0, 0] ^= 1
-        layer[part] = {**layer[part], "codes": mlx_runner.mx.array(codes)}
+        weights.layers[0][part] = [{**matrix, "codes": mlx_runner.mx.array(codes)}]
         verdict = mlx_check.check(engine)
         assert not verdict.passed
         assert f"layer 0 {part}" in verdict.summary
@@ -221,8 +221,8 @@ FAILED = mlx_check.Verdict((mlx_check.Finding("layer 0 o", False, "3 of 9 dot pr
 def test_a_model_that_failed_is_computed_on_the_cpu(
     base_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    before = mlx_check.remembered(base_path)
-    mlx_check.remember(base_path, FAILED)
+    before = mlx_check.remembered(base_path, LOAD)
+    mlx_check.remember(base_path, LOAD, FAILED)
     try:
         engine = mlx.load(base_path, fall_back=True, **LOAD)
         assert engine.info.engine == "native"
@@ -233,7 +233,7 @@ def test_a_model_that_failed_is_computed_on_the_cpu(
             mlx.load(base_path, fall_back=False, **LOAD)
     finally:
         if before is not None:
-            mlx_check.remember(base_path, before)
+            mlx_check.remember(base_path, LOAD, before)
 
 
 # ---- what it cannot do -------------------------------------------------------------------------------------

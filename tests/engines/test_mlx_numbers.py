@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,13 +24,11 @@ from bitnet.engines.mlx_runner import (  # noqa: E402
     Linear,
     MlxRunner,
     MlxWeights,
-    _Units,
+    Units,
     group_size,
 )
 
 pytestmark = pytest.mark.mlx
-
-PARTS = {"qkv": ("q", "k", "v"), "o": ("o",), "gate_up": ("gate", "up"), "down": ("down",)}
 
 
 @pytest.fixture(scope="module", params=CASES)
@@ -37,12 +36,16 @@ def case(request: pytest.FixtureRequest, models_folder: Path) -> Engine:
     return Engine(make_model(CASES[request.param], models_folder))
 
 
-def on_mlx(engine: Engine) -> Engine:
+def on_mlx(engine: Engine, *, compiled: bool = False) -> Engine:
     """The same model, its steps computed by MLX."""
     other = Engine.__new__(Engine)
     other.__dict__.update(engine.__dict__)
     other.runner = MlxRunner(
-        engine.model, MlxWeights(engine.model), n_blocks=engine.runner.n_blocks, max_batch_tokens=256
+        engine.model,
+        MlxWeights(engine.model),
+        n_blocks=engine.runner.n_blocks,
+        max_batch_tokens=256,
+        compiled=compiled,
     )
     return other
 
@@ -77,26 +80,25 @@ def test_the_codes_are_those_of_the_file(case: Engine) -> None:
 
 
 def test_every_product_is_exact(case: Engine) -> None:
-    model, weights = case.model, MlxWeights(case.model)
-    widths = {"o": model.n_heads * model.head_dim, "down": model.ffn_size}
+    weights = MlxWeights(case.model)
     random = np.random.default_rng(1)
     for index, layer in enumerate(weights.layers):
-        for name, parts in PARTS.items():
-            width = widths.get(name, model.hidden_size)
-            codes = np.vstack(
-                [mlx_check.unpack(model.ternary_rows(index, part)[0])[:, :width] for part in parts]
-            )
-            q = random.integers(-128, 128, (33, width))
+        for name, linear in weights.linears.items():
+            matrices = [mlx_check.unpack(case.model.ternary_rows(index, part)[0]) for part in linear.names]
+            codes = np.vstack(matrices)[:, : linear.width].astype(np.int64)
+            q = random.integers(-128, 128, (33, linear.width))
             q[0], q[1] = 127 * codes[0], np.where(codes[-1] > 0, -128, 127)
             for rows in (q[:1], q[:5], q):
-                computed = np.array(
-                    weights.linears[name].integers(mx.array(rows.astype(np.float32)), layer[name])
-                )
-                assert np.array_equal(computed, rows @ codes.T.astype(np.int64))
+                operand = mx.array(rows.astype(np.float32))
+                computed = [np.array(linear.integers(operand, part)) for part in layer[name]]
+                assert np.array_equal(np.concatenate(computed, axis=1), rows @ codes.T)
 
 
 class _OneMatrix:
     """Stands in for a model: one matrix of nothing but one code."""
+
+    def norm(self, layer: int, name: str) -> None:
+        return None
 
     def __init__(self, rows: int, width: int, code: int) -> None:
         self._shape = rows, width
@@ -112,13 +114,12 @@ class _OneMatrix:
 @pytest.mark.parametrize("width", [24, 320, 2560, 6912, 27648, MAX_WIDTH])
 @pytest.mark.parametrize("code", [-1, 1])
 def test_the_largest_sums_are_exact(width: int, code: int) -> None:
-    linear = Linear(_OneMatrix(8, width, code), 0, ["o"], width, _Units())  # type: ignore[arg-type]
+    linear = Linear(["o"], width)
+    (part,) = linear.weights(_OneMatrix(8, width, code), 0, Units())  # type: ignore[arg-type]
     for value in (127, -128):
         for n in (1, 33):
             q = mx.array(np.full((n, width), value, np.float32))
-            assert np.array_equal(
-                np.array(linear.integers(q, linear.weights)), np.full((n, 8), width * value * code)
-            )
+            assert np.array_equal(np.array(linear.integers(q, part)), np.full((n, 8), width * value * code))
 
 
 def test_groups_leave_nothing_to_fill_up_where_they_can() -> None:
@@ -129,6 +130,15 @@ def test_groups_leave_nothing_to_fill_up_where_they_can() -> None:
 def test_logits_are_those_of_the_cpu(case: Engine, chunks: Sequence[int]) -> None:
     ids = token_ids(case, 40)
     assert_alike(on_mlx(case).logits(ids, chunks), case.logits(ids))
+
+
+@pytest.mark.parametrize("name", ["bitnet-f16-hd64", "gemma3-bf16-hd256"])
+def test_compiled_steps_compute_the_same(name: str, models_folder: Path) -> None:
+    if mx.default_device() == mx.cpu and shutil.which("g++") is None:
+        pytest.skip("MLX compiles with g++ on a CPU")
+    engine = Engine(make_model(CASES[name], models_folder))
+    ids = token_ids(engine, 40)
+    assert_alike(on_mlx(engine, compiled=True).logits(ids, [20, 1, 19]), engine.logits(ids))
 
 
 def test_a_token_computed_again_in_its_place(case: Engine) -> None:

@@ -190,7 +190,7 @@ TEST(gguf_reads_tensors) {
     const uint64_t data_start = bytes.size() - 500;
     CHECK(gguf->tensors().size() == 4);
     const TensorInfo& b = gguf->tensors()[0];
-    CHECK(b.name == "b" && b.type_id == 36 && b.n_dims == 2 && b.dims[0] == 128 && b.dims[1] == 3 && b.dims[2] == 1);
+    CHECK(b.name == "b" && b.type == TensorType::I2_S && b.n_dims == 2 && b.dims[0] == 128 && b.dims[1] == 3 && b.dims[2] == 1);
     CHECK(b.n_elements() == 384 && b.offset == 64 && b.extent == 192);
     CHECK(b.data == gguf->file().data() + data_start + 64);
     CHECK(gguf->find_tensor("a")->extent == 64);

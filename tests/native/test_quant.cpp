@@ -12,6 +12,7 @@
 #include "quant/dense.h"
 #include "quant/tensor_type.h"
 #include "quant/ternary.h"
+#include "quant/ternary_layout.h"
 
 using namespace bitnet;
 
@@ -47,27 +48,47 @@ float half_by_definition(uint16_t h) {
 }  // namespace
 
 TEST(tensor_types) {
-    CHECK(tensor_type_name(36) == "I2_S" && tensor_type_name(0) == "F32" && tensor_type_name(14) == "Q6_K");
-    CHECK(tensor_type_name(12) == "Q4_K (12)" && tensor_type_name(99) == "unknown (99)");
-    CHECK(tensor_type_name(0xffffffffu) == "unknown (4294967295)");
-    for (const uint32_t id : {0u, 1u, 2u, 8u, 14u, 30u, 36u}) CHECK(is_supported(id));
-    for (const uint32_t id : {3u, 12u, 34u, 37u, 38u, 39u, 0xffffffffu}) CHECK(!is_supported(id));
+    CHECK(tensor_type_name(TensorType::I2_S) == "I2_S" && tensor_type_name(TensorType::F32) == "F32");
+    CHECK(tensor_type_name(TensorType::TL2) == "TL2" && tensor_type_name(TensorType::Q2_0) == "Q2_0");
+    CHECK(unreadable_type_name(12) == "Q4_K (12)" && unreadable_type_name(99) == "unknown (99)");
+    CHECK(unreadable_type_name(39) == "MXFP4 (39)" && unreadable_type_name(0xffffffffu) == "unknown (4294967295)");
+    for (const uint32_t id : {0u, 1u, 2u, 8u, 14u, 30u, 34u, 35u, 36u, 38u}) {
+        CHECK(resolve_type(id, 1, 1, 1) == static_cast<TensorType>(id));
+        CHECK(is_ternary(static_cast<TensorType>(id)) == (id > 30));
+    }
+    for (const uint32_t id : {3u, 12u, 37u, 40u, 41u, 0xffffffffu}) CHECK(!resolve_type(id, 256, 32, 1 << 20));
     CHECK(block_elements(TensorType::F16) == 1 && block_elements(TensorType::Q8_0) == 32);
     CHECK(block_elements(TensorType::Q6_K) == 256 && block_elements(TensorType::I2_S) == 1);
-    CHECK(tensor_bytes(TensorType::F32, 10) == 40 && tensor_bytes(TensorType::BF16, 10) == 20);
-    CHECK(tensor_bytes(TensorType::Q8_0, 64) == 68 && tensor_bytes(TensorType::Q6_K, 512) == 420);
-    CHECK(tensor_bytes(TensorType::I2_S, 128) == 64 && tensor_bytes(TensorType::I2_S, 129) == 96);
-    CHECK(tensor_bytes(TensorType::I2_S, 3200 * 8640) == 3200 * 8640 / 4 + 32);
-    CHECK(tensor_bytes(TensorType::Q4_0, 64) == 36 && block_elements(TensorType::Q4_0) == 32);
-    CHECK(tensor_type_named("q6_k") == TensorType::Q6_K && tensor_type_named("F16") == TensorType::F16);
+    CHECK(tensor_bytes(TensorType::F32, 10, 1) == 40 && tensor_bytes(TensorType::BF16, 5, 2) == 20);
+    CHECK(tensor_bytes(TensorType::Q8_0, 64, 1) == 68 && tensor_bytes(TensorType::Q6_K, 256, 2) == 420);
+    CHECK(tensor_bytes(TensorType::I2_S, 128, 1) == 64 && tensor_bytes(TensorType::I2_S, 43, 3) == 96);
+    CHECK(tensor_bytes(TensorType::I2_S, 8640, 3200) == 3200 * 8640 / 4 + 32);
+    CHECK(tensor_bytes(TensorType::Q4_0, 64, 1) == 36 && block_elements(TensorType::Q4_0) == 32);
+    CHECK(tensor_bytes(TensorType::TQ1_0, 512, 3) == 6 * 54 && tensor_bytes(TensorType::TQ2_0, 256, 1) == 66);
+    CHECK(tensor_bytes(TensorType::Q2_0, 128, 2) == 72 && tensor_bytes(TensorType::TL1, 4096, 1536) == 4096 * 1536 / 4 + 32);
+    CHECK(tl2_payload_bytes(4096, 1536) == 1327104 && tl2_payload_bytes(3200, 320) == 216746);
+    CHECK(tensor_bytes(TensorType::TL2, 3200, 320) == 216768 + 32 && !tensor_bytes(TensorType::TL2, 255, 32));
+    CHECK(tensor_type_named("q6_k") == TensorType::Q6_K && tensor_type_named("tl2") == TensorType::TL2);
     CHECK(!tensor_type_named("q4_k") && !tensor_type_named("") && !tensor_type_named("q6") && !tensor_type_named("q6_kk"));
     const uint64_t most = ~uint64_t{0};
-    CHECK(!tensor_bytes(TensorType::F32, most) && !tensor_bytes(TensorType::F16, most));
-    CHECK(!tensor_bytes(TensorType::Q8_0, most));
-    CHECK(tensor_bytes(TensorType::F32, most / 4) == most / 4 * 4);
-    CHECK(tensor_bytes(TensorType::I2_S, most) == (uint64_t{1} << 62) + 32);
+    CHECK(!tensor_bytes(TensorType::F32, most, 1) && !tensor_bytes(TensorType::F16, 1, most) && !tensor_bytes(TensorType::F16, most, 2));
+    CHECK(!tensor_bytes(TensorType::Q8_0, most, 1) && !tensor_bytes(TensorType::TL2, most / 2, 1));
+    CHECK(tensor_bytes(TensorType::F32, most / 4, 1) == most / 4 * 4);
+    CHECK(tensor_bytes(TensorType::I2_S, most, 1) == (uint64_t{1} << 62) + 32);
     CHECK(row_bytes(TensorType::Q6_K, 512) == 420 && row_bytes(TensorType::F16, 5) == 10);
     CHECK_THROWS(row_bytes(TensorType::I2_S, 128), std::logic_error, "I2_S");
+}
+
+TEST(types_that_share_an_id_are_told_apart_by_size) {
+    const uint64_t tl2 = *tensor_bytes(TensorType::TL2, 4096, 1536), q2 = *tensor_bytes(TensorType::Q2_0, 4096, 1536);
+    const uint64_t mxfp4 = 4096 * 1536 / 32 * 17;
+    CHECK(tl2 < q2 && q2 < mxfp4);
+    CHECK(resolve_type(39, 4096, 1536, tl2) == TensorType::TL2 && resolve_type(39, 4096, 1536, mxfp4 - 1) == TensorType::TL2);
+    CHECK(!resolve_type(39, 4096, 1536, mxfp4) && !resolve_type(39, 4096, 1530, tl2) && !resolve_type(39, 128, 1536, tl2));
+    CHECK(resolve_type(42, 4096, 1536, tl2) == TensorType::TL2 && resolve_type(42, 4096, 1536, q2 - 1) == TensorType::TL2);
+    CHECK(resolve_type(42, 4096, 1536, q2) == TensorType::Q2_0 && resolve_type(42, 4096, 1536, q2 + 31) == TensorType::Q2_0);
+    CHECK(resolve_type(42, 64, 1, 18) == TensorType::Q2_0);
+    CHECK(resolve_type(42, ~uint64_t{0} / 2, 32, ~uint64_t{0}) == TensorType::TL2);  // nothing overflows
 }
 
 TEST(f16_all_patterns) {
@@ -163,17 +184,17 @@ TEST(i2s_worked_example) {
     std::vector<int8_t> out(128);
     CHECK(decode_i2s(bytes.data(), 0, 128, out.data()));
     CHECK(out == expected);
-    CHECK(i2s_scale(bytes.data(), 128) == 0.5f);
+    CHECK(TernaryTensor(TensorType::I2_S, bytes.data(), 1, 128).scale() == 0.5f);
     CHECK(encode_i2s(expected, 0.5f) == bytes);
-    CHECK(tensor_bytes(TensorType::I2_S, 128) == bytes.size());
+    CHECK(tensor_bytes(TensorType::I2_S, 128, 1) == bytes.size());
 }
 
 TEST(i2s_any_range) {
     for (const size_t n : {1u, 31u, 127u, 128u, 129u, 300u, 640u, 1000u}) {
         const std::vector<int8_t> codes = random_codes(n, static_cast<uint32_t>(n));
         const std::vector<uint8_t> bytes = encode_i2s(codes, 0.25f);
-        CHECK(bytes.size() == tensor_bytes(TensorType::I2_S, n));
-        CHECK(i2s_scale(bytes.data(), n) == 0.25f);
+        CHECK(bytes.size() == tensor_bytes(TensorType::I2_S, n, 1));
+        CHECK(TernaryTensor(TensorType::I2_S, bytes.data(), 1, static_cast<int32_t>(n)).scale() == 0.25f);
         for (size_t first = 0; first < n; first += 1 + first / 7) {
             for (size_t count = 0; first + count <= n; count += 1 + count / 5) {
                 std::vector<int8_t> out(count);
@@ -199,6 +220,75 @@ TEST(i2s_code_3) {
     std::vector<uint8_t> padded = good;  // the unused codes of the last block are nobody's business
     padded[64 + 31] |= 0x03;
     CHECK(decode_i2s(padded.data(), 0, 300, out.data()));
+}
+
+TEST(ternary_tensors_of_random_bytes_are_read_within_bounds) {
+    // Whatever the bytes are: codes or a refusal, and nothing behind the tensor is read (sanitizers see that).
+    struct Case {
+        TensorType type;
+        int32_t rows, cols;
+        TlTile tile;
+    };
+    const Case cases[] = {
+        {TensorType::I2_S, 4, 96, {}},
+        {TensorType::I2_S, 3, 100, {}},
+        {TensorType::TL1, 128, 128, {128, 128, 128, 64, 32}},
+        {TensorType::TL1, 64, 96, {64, 96, 64, 32, 64}},
+        {TensorType::TL1, 16, 64, {16, 64, 16, 16, 16}},
+        {TensorType::TL2, 64, 256, {64, 256, 32, 96, 32}},
+        {TensorType::TL2, 32, 480, {32, 480, 32, 48, 32}},
+        {TensorType::TQ1_0, 3, 512, {}},
+        {TensorType::TQ2_0, 3, 512, {}},
+        {TensorType::Q2_0, 3, 192, {}},
+    };
+    std::mt19937 random(11);
+    for (const Case& c : cases)
+        for (const I2sOrder order : {I2sOrder::X128, I2sOrder::Arm64, I2sOrder::Row4}) {
+            if (c.type == TensorType::I2_S && order != I2sOrder::X128 && c.cols == 100) continue;
+            LayoutChoice choice;
+            choice.i2s = order;
+            if (c.tile.rows) choice.tl_tiles = {c.tile};
+            for (int round = 0; round < 20; round++) {
+                const size_t n = static_cast<size_t>(*tensor_bytes(c.type, static_cast<uint64_t>(c.cols), static_cast<uint64_t>(c.rows)));
+                std::vector<uint8_t> bytes(n);
+                for (uint8_t& byte : bytes) byte = static_cast<uint8_t>(random());
+                const TernaryTensor tensor(c.type, bytes.data(), c.rows, c.cols, choice);
+                std::vector<int8_t> out(static_cast<size_t>(c.cols));
+                for (int32_t row = 0; row < c.rows; row++)
+                    if (tensor.decode_row(row, out.data()))
+                        for (const int8_t code : out) CHECK(code >= -1 && code <= 1);
+                std::vector<float> scales(tensor.n_scales());
+                tensor.scales(scales.data());
+                (void)tensor.scale();
+            }
+        }
+}
+
+TEST(ternary_tensors_round_trip) {
+    for (const TensorType type : {TensorType::I2_S, TensorType::TL1, TensorType::TQ1_0, TensorType::TQ2_0, TensorType::Q2_0}) {
+        const int32_t rows = 64, cols = 512;
+        LayoutChoice choice;
+        choice.tl_tiles = {{rows, cols, 64, 128, 32}};
+        const std::vector<int8_t> codes = random_codes(static_cast<size_t>(rows) * static_cast<size_t>(cols), 3);
+        const std::vector<uint8_t> bytes = encode_ternary(type, codes.data(), rows, cols, 0.375f, choice);
+        const TernaryTensor tensor(type, bytes.data(), rows, cols, choice);
+        std::vector<int8_t> out(codes.size());
+        for (int32_t row = 0; row < rows; row++) CHECK(tensor.decode_row(row, out.data() + row * cols));
+        CHECK(out == codes && tensor.scale() == 0.375f);
+    }
+}
+
+TEST(ternary_tensors_that_cannot_be_are_refused) {
+    const std::vector<uint8_t> bytes(1 << 20);
+    CHECK_THROWS(TernaryTensor(TensorType::F16, bytes.data(), 1, 256), LayoutError, "F16 is not a ternary type");
+    CHECK_THROWS(TernaryTensor(TensorType::TQ1_0, bytes.data(), 1, 128), LayoutError, "multiple of 256 elements, not 128");
+    CHECK_THROWS(TernaryTensor(TensorType::TL1, bytes.data(), 256, 512), LayoutError, "256 x 512");
+    CHECK_THROWS(TernaryTensor(TensorType::TL2, bytes.data(), 256, 512), LayoutError, "kernel_config.ini");
+    CHECK_THROWS(layout_named("x64"), LayoutError, "x128, arm64, row4 or preset");
+    CHECK_THROWS(TernaryTensor(TensorType::I2_S, bytes.data(), 2, 128, layout_named("row4")), LayoutError, "4 rows");
+    CHECK(find_tile(TensorType::TL1, 4096, 4096, layout_named("")).simd_rows == 64);
+    CHECK(find_tile(TensorType::TL1, 4096, 4096, layout_named("preset")).simd_rows == 32);
+    CHECK(find_tile(TensorType::TL1, 3200, 3200, layout_named("preset")).row_block == 320);
 }
 
 TEST(n9_bytes_of_one_block) {

@@ -185,18 +185,22 @@ TEST(vector_rms_norm_does_not_hide_an_overflow) {
 TEST(vector_activations_match_their_definitions) {
     for (const Kernels& k : all_kernels()) {
         const std::vector<float> gate = normal(5000, 10), up = normal(5000, 10);
-        std::vector<float> relu2(gate.size()), silu(gate.size());
+        std::vector<float> relu2(gate.size()), silu(gate.size()), gelu(gate.size());
         k.relu2_mul(gate.data(), up.data(), 5000, relu2.data());
         k.silu_mul(gate.data(), up.data(), 5000, silu.data());
-        double worst_relu2 = 0, worst_silu = 0;
+        k.gelu_mul(gate.data(), up.data(), 5000, gelu.data());
+        double worst_relu2 = 0, worst_silu = 0, worst_gelu = 0;
         for (size_t i = 0; i < gate.size(); ++i) {
             const double g = gate[i], u = up[i];
             const double relu = std::max(g, 0.0), exact = g / (1 + std::exp(-g)) * u;
             worst_relu2 = std::max(worst_relu2, std::abs(relu2[i] - relu * relu * u) / (1e-30 + std::abs(g * g * u)));
             worst_silu = std::max(worst_silu, std::abs(silu[i] - exact) / std::abs(exact));
+            const double by_tanh = 0.5 * g * (1 + std::tanh(std::sqrt(2 / std::acos(-1.0)) * (g + 0.044715 * g * g * g))) * u;
+            worst_gelu = std::max(worst_gelu, std::abs(gelu[i] - by_tanh) / (1e-30 + std::abs(g * u)));
         }
         CHECK(worst_relu2 < 1.5e-7);
         CHECK(worst_silu < 4e-7);
+        CHECK(worst_gelu < 5e-7);
 
         std::vector<float> y(4), corners = {kNan, -0.0f, -1, 1e15f}, ones(4, 1.0f);
         k.relu2_mul(corners.data(), ones.data(), 4, y.data());
@@ -204,6 +208,10 @@ TEST(vector_activations_match_their_definitions) {
         corners = {kNan, 0, 200, -200};
         k.silu_mul(corners.data(), ones.data(), 4, y.data());
         CHECK(std::isnan(y[0]) && y[1] == 0 && y[2] == 200 && std::abs(y[3]) < 1e-35f);
+        corners = {kNan, 0, 1e25f, -1e25f};  // the cube overflows
+        k.gelu_mul(corners.data(), ones.data(), 4, y.data());
+        CHECK(std::isnan(y[0]) && y[1] == 0 && y[2] == 1e25f && std::abs(y[3]) < 1e-10f);
+        corners = {kNan, 0, 200, -200};
         k.add(corners.data(), 4, ones.data());
         CHECK(std::isnan(ones[0]) && ones[1] == 1 && ones[2] == 201 && ones[3] == -199);
     }
@@ -216,7 +224,7 @@ TEST(vector_rows_are_bit_identical_to_scalar) {
             const std::vector<std::vector<float>> rows = rows_of(n, true);
             for (size_t i = 0; i < rows.size(); ++i) {
                 const std::vector<float>&a = rows[i], &b = rows[(i + 1) % rows.size()];
-                for (auto function : {&Kernels::relu2_mul, &Kernels::silu_mul}) {
+                for (auto function : {&Kernels::relu2_mul, &Kernels::silu_mul, &Kernels::gelu_mul}) {
                     std::vector<float> expected(a.size(), 7), y(a.size() + 1, 7);  // one more, to see a write beyond n
                     (scalar_kernels.*function)(a.data(), b.data(), n, expected.data());
                     expected.push_back(7);

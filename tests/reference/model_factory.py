@@ -15,14 +15,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bitnet.models.gguf_writer import GgufWriter, TensorType
-from bitnet.models.ternary import absmean, pack_i2s
+from bitnet.models.ternary import absmean
+from reference.ternary_layouts import LAYOUTS, Tiles
 
-BITNET_ARCHITECTURES = ("bitnet-b1.58", "bitnet-25")
+BITNET_ARCHITECTURES = ("bitnet-b1.58", "bitnet-25", "bitnet")
+EMBEDDING_ARCHITECTURES = ("qwen3", "gemma3")
 
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """What to make. `n_heads * head_dim` must equal `hidden_size` except for llama."""
+    """What to make. `n_heads * head_dim` must equal `hidden_size` for BitNet's own architectures."""
 
     architecture: str = "bitnet-b1.58"
     n_layers: int = 2
@@ -33,6 +35,11 @@ class ModelSpec:
     ffn_size: int = 200
     vocab_size: int = 288
     embedding: TensorType = TensorType.F16
+    norm_type: TensorType = TensorType.F32
+    layout: str = "i2_s"  # a name of ternary_layouts.LAYOUTS
+    tiles: Tiles = (0, 0, 0)  # of TL1 and TL2, for all matrices
+    f16_scales: bool = False  # scales that every layout holds exactly
+    pooling: int | None = None  # pooling_type of the file
     untied: bool = False
     rope_base: float = 500000.0
     eps: float = 1e-5
@@ -43,6 +50,16 @@ class ModelSpec:
     @property
     def sub_norms(self) -> bool:
         return self.architecture in BITNET_ARCHITECTURES
+
+    @property
+    def embeds(self) -> bool:
+        return self.architecture in EMBEDDING_ARCHITECTURES
+
+    @property
+    def activation(self) -> str:
+        return {"bitnet-b1.58": "relu2", "bitnet-25": "relu2", "gemma3": "gelu_tanh"}.get(
+            self.architecture, "silu"
+        )
 
     @property
     def q_size(self) -> int:
@@ -68,6 +85,11 @@ class ModelSpec:
         sizes = {"attn_norm": self.hidden_size, "ffn_norm": self.hidden_size}
         if self.sub_norms:
             sizes |= {"attn_sub_norm": self.q_size, "ffn_sub_norm": self.ffn_size}
+        if self.embeds:
+            sizes |= {"attn_q_norm": self.head_dim, "attn_k_norm": self.head_dim}
+            sizes |= {f"{stem}_norm_in": cols for stem, (_, cols) in self.linear_shapes().items()}
+        if self.architecture == "gemma3":
+            sizes |= {"post_attention_norm": self.hidden_size, "post_ffw_norm": self.hidden_size}
         return sizes
 
 
@@ -130,8 +152,15 @@ def random_model(spec: ModelSpec) -> RandomModel:
             latent = random.normal(rows, cols) * np.float32(gain / cols**0.5)
             model.linears[f"blk.{layer}.{stem}"] = Linear(latent, *absmean(latent))
         for stem, size in spec.norm_sizes().items():
-            model.norms[f"blk.{layer}.{stem}"] = 1 + np.float32(0.2) * random.normal(size)
+            gain = spec.layer_gain if stem.startswith("post_") else 1
+            norm = np.float32(gain) * (1 + np.float32(0.2) * random.normal(size))
+            model.norms[f"blk.{layer}.{stem}"] = norm
     model.norms["output_norm"] = 1 + np.float32(0.2) * random.normal(spec.hidden_size)
+    for name, norm in model.norms.items():
+        model.norms[name] = encode_dense(spec.norm_type, norm).values
+    if spec.f16_scales:
+        for linear in model.linears.values():
+            linear.scale = float(np.float16(linear.scale))
     return model
 
 
@@ -140,17 +169,20 @@ def write_gguf(model: RandomModel, path: Path) -> Path:
     spec = model.spec
     writer = GgufWriter(path)
     _add_metadata(writer, spec)
-    _add_tokenizer(writer, spec.vocab_size)
+    _add_tokenizer(writer, spec)
     dims = [spec.hidden_size, spec.vocab_size]
     writer.add_tensor("token_embd.weight", dims, spec.embedding, model.embedding.data)
     for name, norm in model.norms.items():
-        writer.add_tensor(f"{name}.weight", norm.shape, TensorType.F32, norm)
+        writer.add_tensor(
+            f"{name}.weight", norm.shape, spec.norm_type, encode_dense(spec.norm_type, norm).data
+        )
     for name, linear in model.linears.items():
         codes = linear.codes
         if spec.architecture == "llama" and name.endswith(("attn_q", "attn_k")):
             codes = _permute_for_interleaved_rope(codes, spec.head_dim)
-        packed = pack_i2s(codes, linear.scale)
-        writer.add_tensor(f"{name}.weight", codes.shape[::-1], TensorType.I2_S, packed)
+        type_id, _, encode = LAYOUTS[spec.layout]
+        tiles = (spec.tiles,) if spec.layout.startswith("tl") else ()
+        writer.add_tensor(f"{name}.weight", codes.shape[::-1], type_id, encode(codes, linear.scale, *tiles))
     if model.output is not None:
         writer.add_tensor("output.weight", dims, spec.embedding, model.output.data)
     writer.write()
@@ -236,6 +268,8 @@ def _add_metadata(writer: GgufWriter, spec: ModelSpec) -> None:
         writer.add_metadata(f"{arch}.attention.value_length", spec.head_dim, "u32")
     writer.add_metadata(f"{arch}.attention.layer_norm_rms_epsilon", spec.eps, "f32")
     writer.add_metadata(f"{arch}.rope.freq_base", spec.rope_base, "f32")
+    if spec.pooling is not None:
+        writer.add_metadata(f"{arch}.pooling_type", spec.pooling, "u32")
 
 
 def byte_alphabet() -> list[str]:
@@ -247,8 +281,9 @@ def byte_alphabet() -> list[str]:
     return [stand_ins[byte] for byte in range(256)]
 
 
-def _add_tokenizer(writer: GgufWriter, vocab_size: int) -> None:
+def _add_tokenizer(writer: GgufWriter, spec: ModelSpec) -> None:
     """256 byte tokens, a few merges, then control tokens up to the size of the vocabulary."""
+    vocab_size = spec.vocab_size
     merges = ["t h", "i n", "th e", "e r"]
     specials = ["<|begin_of_text|>", "<|end_of_text|>", "<|eot_id|>"]
     tokens = byte_alphabet() + [merge.replace(" ", "") for merge in merges]
@@ -268,3 +303,5 @@ def _add_tokenizer(writer: GgufWriter, vocab_size: int) -> None:
     writer.add_metadata("tokenizer.ggml.eos_token_id", bos + 1, "u32")
     writer.add_metadata("tokenizer.ggml.padding_token_id", bos + 1, "u32")
     writer.add_metadata("tokenizer.ggml.add_bos_token", True, "bool")
+    if spec.embeds:
+        writer.add_metadata("tokenizer.ggml.add_eos_token", True, "bool")

@@ -157,6 +157,19 @@ def round_to_q8_0(x: Float) -> Float:
     return out
 
 
+def _relu2(x: Float) -> Float:
+    return np.maximum(x, 0) ** 2
+
+
+def _silu(x: Float) -> Float:
+    return x / (1 + np.exp(-x))
+
+
+def _gelu(x: Float) -> Float:
+    """By tanh."""
+    return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+
+
 class NumpyModel:
     """One model file, computed whole: no cache, no batches, the attention of all positions at once."""
 
@@ -166,6 +179,8 @@ class NumpyModel:
         meta = file.metadata
         arch = meta["general.architecture"]
         self.is_llama = arch == "llama"
+        self.is_gemma = arch == "gemma3"
+        self._activate = {"bitnet-b1.58": _relu2, "bitnet-25": _relu2, "gemma3": _gelu}.get(arch, _silu)
         self.n_layers: int = meta[f"{arch}.block_count"]
         self.n_heads: int = meta[f"{arch}.attention.head_count"]
         self.n_kv_heads: int = meta[f"{arch}.attention.head_count_kv"]
@@ -181,11 +196,23 @@ class NumpyModel:
     def forward(self, token_ids: Sequence[int], noise: np.random.Generator | None = None) -> Float:
         """Logits [n, vocab]; with `noise`, as they may come out in f32."""
         self._noise = noise
+        return self._norm(self._stream(token_ids), "output_norm") @ self.head.T
+
+    def hidden(self, token_ids: Sequence[int]) -> Float:
+        """What embeddings are made of: [n, hidden], after the final norm."""
+        self._noise = None
+        return self._norm(self._stream(token_ids), "output_norm")
+
+    def _stream(self, token_ids: Sequence[int]) -> Float:
         x = self.embedding[list(token_ids)]
+        if self.is_gemma:
+            x = x * np.sqrt(x.shape[-1])
         for layer in range(self.n_layers):
-            x = x + self._attention(layer, self._norm(x, f"blk.{layer}.attn_norm"))
-            x = x + self._feed_forward(layer, self._norm(x, f"blk.{layer}.ffn_norm"))
-        return self._norm(x, "output_norm") @ self.head.T
+            attended = self._attention(layer, self._norm(x, f"blk.{layer}.attn_norm"))
+            x = x + self._norm_if_any(attended, f"blk.{layer}.post_attention_norm")
+            fed = self._feed_forward(layer, self._norm(x, f"blk.{layer}.ffn_norm"))
+            x = x + self._norm_if_any(fed, f"blk.{layer}.post_ffw_norm")
+        return x
 
     def decided(self, token_ids: Sequence[int]) -> bool:
         """Whether f32 noise moves no logits by more than 1e-4, that is, no rounding hangs on it, and every
@@ -218,14 +245,19 @@ class NumpyModel:
     def _norm(self, x: Float, name: str) -> Float:
         return x / np.sqrt((x * x).mean(axis=-1, keepdims=True) + self.eps) * self._dense[f"{name}.weight"]
 
+    def _norm_if_any(self, x: Float, name: str) -> Float:
+        return self._norm(x, name) if f"{name}.weight" in self._dense else x
+
     def _linear(self, x: Float, *names: str) -> list[Float]:
-        """BitLinear: quantise each token's activations to int8, multiply exactly, scale."""
-        x32 = self._before_rounding(x).astype(np.float32)
-        largest = np.maximum(np.abs(x32).max(axis=-1, keepdims=True), np.float32(1e-5))
-        # As float64, whose products are fast, and exact as long as sums stay below 2^53.
-        quantised = np.rint(x32 * (np.float32(127) / largest)).clip(-128, 127).astype(np.float64)
+        """BitLinear: quantise each token's activations to int8, multiply exactly, scale. Some have a norm of
+        their own before that.
+        """
         outputs = []
         for name in names:
+            x32 = self._before_rounding(self._norm_if_any(x, f"{name}_norm_in")).astype(np.float32)
+            largest = np.maximum(np.abs(x32).max(axis=-1, keepdims=True), np.float32(1e-5))
+            # As float64, whose products are fast, and exact as long as sums stay below 2^53.
+            quantised = np.rint(x32 * (np.float32(127) / largest)).clip(-128, 127).astype(np.float64)
             codes, scale = self._ternary[f"{name}.weight"]
             dots = quantised @ codes.T
             outputs.append(dots * (scale * largest.astype(np.float64) / 127))
@@ -235,8 +267,9 @@ class NumpyModel:
         names = (f"blk.{layer}.attn_{which}" for which in "qkv")
         n = len(x)
         q, k, v = (y.reshape(n, -1, self.head_dim) for y in self._linear(x, *names))
-        q = self._rotate(q)
-        k = self._stored_keys(self._before_rounding(self._rotate(k)))
+        q = self._rotate(self._norm_if_any(q, f"blk.{layer}.attn_q_norm"))
+        k = self._rotate(self._norm_if_any(k, f"blk.{layer}.attn_k_norm"))
+        k = self._stored_keys(self._before_rounding(k))
         v = self._stored(self._before_rounding(v))
         visible = np.tril(np.ones((n, n), dtype=bool))
         out = np.empty_like(q)
@@ -247,8 +280,7 @@ class NumpyModel:
             weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
             out[:, head] = weights / weights.sum(axis=-1, keepdims=True) @ v[:, shared]
         joined = out.reshape(n, -1)
-        if not self.is_llama:
-            joined = self._norm(joined, f"blk.{layer}.attn_sub_norm")
+        joined = self._norm_if_any(joined, f"blk.{layer}.attn_sub_norm")
         return self._linear(joined, f"blk.{layer}.attn_output")[0]
 
     def _stored_keys(self, k: Float) -> Float:
@@ -273,9 +305,5 @@ class NumpyModel:
 
     def _feed_forward(self, layer: int, x: Float) -> Float:
         gate, up = self._linear(x, f"blk.{layer}.ffn_gate", f"blk.{layer}.ffn_up")
-        if self.is_llama:
-            hidden = gate / (1 + np.exp(-gate)) * up
-        else:
-            hidden = np.maximum(gate, 0) ** 2 * up
-            hidden = self._norm(hidden, f"blk.{layer}.ffn_sub_norm")
+        hidden = self._norm_if_any(self._activate(gate) * up, f"blk.{layer}.ffn_sub_norm")
         return self._linear(hidden, f"blk.{layer}.ffn_down")[0]

@@ -62,9 +62,9 @@ def test_engine_equals_transformers(case: str, path: Path, golden: Golden, hf: M
             logits = model.logits(token_ids)
             # With K and V in f16 on both sides only float noise is left; transformers' own are more precise.
             assert relative_error(logits, hf.hf_logits(f32, token_ids, f16_cache=True)).max() < 1e-4
-            for transformers_model in (f32, bf16):
+            for transformers_model, most in ((f32, 1e-2), (bf16, 2e-2)):
                 expected = hf.hf_logits(transformers_model, token_ids)
-                assert relative_error(logits, expected).max() < 1e-2
+                assert relative_error(logits, expected).max() < most
                 assert logits.argmax(-1).tolist() == expected.argmax(-1).tolist()
 
 

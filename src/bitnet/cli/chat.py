@@ -40,6 +40,9 @@ def chat(
     threads: options.Threads = None,
     ctx: options.Context = None,
     kv_type: options.KvType = None,
+    layout: options.Layout = None,
+    tl_config: options.TlConfig = None,
+    activation: options.Activation = None,
     config: options.Config = None,
 ) -> None:
     """Talk with a model. Type /help there for what else can be typed.
@@ -61,7 +64,17 @@ def chat(
         stop=stop,
     )
     interactive = sys.stdin.isatty()
-    settings = options.settings(config, model=model, n_ctx=ctx, n_threads=threads, n_batch=1, kv_type=kv_type)
+    settings = options.settings(
+        config,
+        model=model,
+        n_ctx=ctx,
+        n_threads=threads,
+        n_batch=1,
+        kv_type=kv_type,
+        layout=layout,
+        tl_config=tl_config,
+        activation=activation,
+    )
     with Loaded.from_config(settings) as loaded:
         if not loaded.info.has_chat_template:
             raise BitNetError("this model has no chat template, it only continues text: use bitnet run --raw")

@@ -19,7 +19,7 @@ import typer
 
 import bitnet
 from bitnet import logs
-from bitnet.cli import chat, run, serve, show
+from bitnet.cli import chat, doctor, run, serve, show
 from bitnet.cli.terminal import complain
 from bitnet.errors import BitNetError
 
@@ -36,6 +36,7 @@ app = typer.Typer(
 app.command("run")(run.run)
 app.command("chat")(chat.chat)
 app.command("serve", short_help="Serve models over HTTP, as OpenAI's API does.")(serve.serve)
+app.command("doctor", short_help="Tell what this machine computes on, and check it.")(doctor.doctor)
 app.command("show", short_help="Show what a model file holds and needs.")(show.show)
 
 

@@ -54,6 +54,32 @@ KvType = Annotated[
         help="How keys and values are kept: f16 (default), or q8_0 in half the memory.",
     ),
 ]
+Layout = Annotated[
+    str | None,
+    typer.Option(
+        "--layout",
+        metavar="NAME",
+        help="How the file's ternary tensors are laid out, where it does not say. I2_S: x128 (default), "
+        "arm64 or row4; TL1: preset. A wrong one gives gibberish.",
+    ),
+]
+TlConfig = Annotated[
+    str | None,
+    typer.Option(
+        "--tl-config",
+        metavar="FILE",
+        help="The kernel_config.ini that a TL1 or TL2 file was made with. Default: the tiles that bitnet.cpp "
+        "makes for the published models.",
+    ),
+]
+Activation = Annotated[
+    str | None,
+    typer.Option(
+        "--activation",
+        metavar="NAME",
+        help="relu2 or silu, for a file whose architecture does not tell. Default: by the file.",
+    ),
+]
 MaxTokens = Annotated[
     int | None,
     typer.Option(

@@ -38,6 +38,9 @@ def run(
     threads: options.Threads = None,
     ctx: options.Context = None,
     kv_type: options.KvType = None,
+    layout: options.Layout = None,
+    tl_config: options.TlConfig = None,
+    activation: options.Activation = None,
     config: options.Config = None,
 ) -> None:
     """Answer one prompt and leave.
@@ -60,7 +63,17 @@ def run(
         seed=seed,
         stop=stop,
     )
-    settings = options.settings(config, model=model, n_ctx=ctx, n_threads=threads, n_batch=1, kv_type=kv_type)
+    settings = options.settings(
+        config,
+        model=model,
+        n_ctx=ctx,
+        n_threads=threads,
+        n_batch=1,
+        kv_type=kv_type,
+        layout=layout,
+        tl_config=tl_config,
+        activation=activation,
+    )
     with BitNet.from_config(settings) as loaded:
         if raw or not loaded.info.has_chat_template:
             if system is not None:

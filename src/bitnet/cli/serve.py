@@ -65,6 +65,9 @@ def serve(
     threads: options.Threads = None,
     ctx: options.Context = None,
     kv_type: options.KvType = None,
+    layout: options.Layout = None,
+    tl_config: options.TlConfig = None,
+    activation: options.Activation = None,
     batch: Annotated[
         int | None,
         typer.Option(
@@ -173,7 +176,17 @@ def serve(
 
     keys = ApiKeys() if api_key_file is None else ApiKeys.from_file(api_key_file)
     _log(access_log)
-    settings = _settings(config, model or [], n_ctx=ctx, n_threads=threads, n_batch=batch, kv_type=kv_type)
+    settings = _settings(
+        config,
+        model or [],
+        n_ctx=ctx,
+        n_threads=threads,
+        n_batch=batch,
+        kv_type=kv_type,
+        layout=layout,
+        tl_config=tl_config,
+        activation=activation,
+    )
     sources = {name: _source(found, queue) for name, found in settings.items()}
     if keep_alive is None:
         keep_alive = -1 if len(sources) == 1 else 300

@@ -29,6 +29,9 @@ def show(
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
     ctx: options.Context = None,
     kv_type: options.KvType = None,
+    layout: options.Layout = None,
+    tl_config: options.TlConfig = None,
+    activation: options.Activation = None,
     batch: Annotated[
         int | None,
         typer.Option(
@@ -44,7 +47,17 @@ def show(
     from bitnet.model import BitNet  # late: usage errors and --help need no engine
     from bitnet.models.inspect import inspect
 
-    settings = options.settings(config, model=model, n_ctx=ctx, n_batch=batch, kv_type=kv_type, mode="direct")
+    settings = options.settings(
+        config,
+        model=model,
+        n_ctx=ctx,
+        n_batch=batch,
+        kv_type=kv_type,
+        layout=layout,
+        tl_config=tl_config,
+        activation=activation,
+        mode="direct",
+    )
     path = models.find(settings.direct_options()["model"])
     report = inspect(path)
     # Warnings are shown below, among the rest.
@@ -88,6 +101,7 @@ def _describe(info: ModelInfo) -> list[str]:
         f"  vocabulary    {info.vocab_size}",
         f"  context       {info.context_length} tokens",
         f"  chat          {'yes' if info.has_chat_template else 'no chat template'}",
+        f"  weights       {info.ternary_type}{info.layout and f', layout {info.layout}'}",
         f"  kernels       {info.kernels}, {info.n_threads} threads",
         "",
         "Memory needed",

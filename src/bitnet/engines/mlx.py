@@ -108,11 +108,11 @@ def load(
         )
     engine = MlxEngine(path, **options)
     try:
-        verdict = mlx_check.remembered(path)
+        verdict = mlx_check.remembered(path, options)
         if verdict is None:
             logger.info("%s: checking MLX against the CPU, once for this model", path.name)
             verdict = mlx_check.check(engine)
-            mlx_check.remember(path, verdict)
+            mlx_check.remember(path, options, verdict)
     except BaseException:
         engine.close()
         raise

@@ -13,9 +13,10 @@ import os
 import platform
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +35,7 @@ PROMPT = "The capital of France is"
 # likeliest by more than this share of the largest logit is wrong.
 TOLERANCE = 0.03
 _ROWS_AT_ONCE = 1024
+_OPTIONS_OF_WEIGHTS = ("embd_type", "layout", "tl_tiles", "activation")
 
 
 @dataclass(frozen=True)
@@ -70,17 +72,15 @@ def _linears(engine: MlxEngine) -> Iterator[Finding]:
     import mlx.core as mx
 
     model, weights = engine.model_and_weights
-    parts = {"qkv": ("q", "k", "v"), "o": ("o",), "gate_up": ("gate", "up"), "down": ("down",)}
-    widths = {"o": model.n_heads * model.head_dim, "down": model.ffn_size}
-    for name, matrices in parts.items():
-        width = widths.get(name, model.hidden_size)
-        codes = np.concatenate([unpack(model.ternary_rows(0, matrix)[0])[:, :width] for matrix in matrices])
-        vectors = _vectors(codes, width)
+    for name, linear in weights.linears.items():
+        matrices = [unpack(model.ternary_rows(0, matrix)[0])[:, : linear.width] for matrix in linear.names]
+        codes = np.concatenate(matrices)
+        vectors = _vectors(codes, linear.width)
         computed = []
         for rows in (vectors[:1], vectors):  # one vector and several are different kernels
-            integers = weights.linears[name].integers(mx.array(rows), weights.layers[0][name])
-            mx.eval(integers)
-            computed.append(np.array(integers))
+            parts = [linear.integers(mx.array(rows), part) for part in weights.layers[0][name]]
+            mx.eval(parts)
+            computed.append(np.concatenate([np.array(part) for part in parts], axis=1))
         expected = np.empty((len(vectors), len(codes)))
         for first in range(0, len(codes), _ROWS_AT_ONCE):
             some = codes[first : first + _ROWS_AT_ONCE].astype(np.float64)  # exact far beyond these sums
@@ -88,7 +88,7 @@ def _linears(engine: MlxEngine) -> Iterator[Finding]:
         wrong = int((computed[0] != expected[:1]).sum() + (computed[1] != expected).sum())
         total = expected.size + expected.shape[1]
         detail = f"{total} dot products exact" if not wrong else f"{wrong} of {total} dot products are wrong"
-        yield Finding(f"layer 0 {'/'.join(matrices)}", wrong == 0, detail)
+        yield Finding(f"layer 0 {'/'.join(linear.names)}", wrong == 0, detail)
 
 
 def unpack(words: NDArray[np.uint32]) -> NDArray[np.int8]:
@@ -134,18 +134,20 @@ def _tokens(engine: MlxEngine, model: _native.Model) -> Finding:
     return Finding("tokens", furthest <= TOLERANCE, detail)
 
 
-def remembered(path: Path) -> Verdict | None:
-    """What a check of this model with these versions on this machine found; None = there was none."""
-    with contextlib.suppress(OSError, RuntimeError, ValueError, KeyError, TypeError):
-        findings = json.loads(_file(path).read_text("utf-8"))["findings"]
-        return Verdict(tuple(Finding(**finding) for finding in findings))
+def remembered(path: Path, options: Mapping[str, Any]) -> Verdict | None:
+    """What a check of this model with these versions on this machine found; None = there was none.
+
+    options: of NativeEngine; what the model is depends on some of them.
+    """
+    with contextlib.suppress(OSError, RuntimeError):
+        return _read(_file(path, options))
     return None
 
 
-def remember(path: Path, verdict: Verdict) -> None:
+def remember(path: Path, options: Mapping[str, Any], verdict: Verdict) -> None:
     """In the cache directory, until bitnet, MLX, the system or the model file change."""
     with contextlib.suppress(OSError, RuntimeError):  # then it is checked again
-        file = _file(path)
+        file = _file(path, options)
         content = {
             "model": str(path),
             "mlx": describe(),
@@ -157,7 +159,36 @@ def remember(path: Path, verdict: Verdict) -> None:
         os.replace(temporary.name, file)
 
 
-def _file(path: Path) -> Path:
+def forget(path: Path) -> None:
+    """Every verdict on a model file."""
+    for file in _files_of(path):
+        file.unlink(missing_ok=True)
+
+
+def last(path: Path) -> Verdict | None:
+    """The last verdict on a model file."""
+    files = sorted(_files_of(path), key=lambda file: file.stat().st_mtime)
+    return _read(files[-1]) if files else None
+
+
+def _files_of(path: Path) -> list[Path]:
+    files = []
+    with contextlib.suppress(OSError, RuntimeError):
+        for file in weight_cache.own_folder().glob("mlx-check-*.json"):
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+                if json.loads(file.read_text("utf-8"))["model"] == str(path):
+                    files.append(file)
+    return files
+
+
+def _read(file: Path) -> Verdict | None:
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        findings = json.loads(file.read_text("utf-8"))["findings"]
+        return Verdict(tuple(Finding(**finding) for finding in findings))
+    return None
+
+
+def _file(path: Path, options: Mapping[str, Any]) -> Path:
     status = path.stat()
     facts = (
         bitnet.__version__,
@@ -166,6 +197,7 @@ def _file(path: Path) -> Path:
         os.path.realpath(path),
         status.st_size,
         status.st_mtime_ns,
+        *(options.get(name) for name in _OPTIONS_OF_WEIGHTS),
     )
     name = hashlib.sha256(repr(facts).encode("utf-8", "surrogateescape")).hexdigest()[:24]
     return weight_cache.own_folder() / f"mlx-check-{name}.json"

@@ -12,7 +12,6 @@ calls `forward`: MLX's streams belong to threads.
 from __future__ import annotations
 
 import math
-import shutil
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -35,37 +34,58 @@ MAX_WIDTH = 2**24 // (128 * 2)
 
 Weights = Mapping[str, Any]
 
+# Of a layer, where its architecture has them.
+NORMS = ("attn_norm", "q_head_norm", "k_head_norm", "post_attn_norm", "ffn_norm", "post_ffn_norm")
+
 
 class Linear:
-    """Ternary matrices of one input, one below the other: (q @ codes) * (scale of q * scale of the row)."""
+    """The ternary matrices of one input, such as q, k and v: integers(q) * (scale of q * scale of row).
 
-    def __init__(
-        self, model: _native.Model, layer: int, names: Sequence[str], width: int, units: _Units
-    ) -> None:
+    They are one matrix, unless one of them has a norm of its input to itself. A layer's weights of it are a
+    list: one part for each matrix that is multiplied.
+    """
+
+    def __init__(self, names: Sequence[str], width: int) -> None:
+        self.names = names
+        self.width = width
         self.group = group_size(width)
-        self.pad = -width % self.group
-        rows, scales = [], []
-        for name in names:
-            words, scale = model.ternary_rows(layer, name, self.group // 16)
-            rows.append(words)
-            scales.append(np.full(len(words), scale, np.float32))
-        joined = rows[0] if len(rows) == 1 else np.concatenate(rows)
-        self.weights = {
-            "codes": mx.array(joined),
-            "scales": mx.array(np.concatenate(scales)),
-            **units.of(len(joined), (width + self.pad) // self.group),
-        }
+        self._pad = -width % self.group
+        self._n_groups = (width + self._pad) // self.group
 
-    def integers(self, q: mx.array, weights: Weights) -> mx.array:
+    def weights(self, model: _native.Model, layer: int, units: Units) -> list[Weights]:
+        norms = [model.norm(layer, name) for name in self.names]
+        alone = len(self.names) == 1 or any(norm is not None for norm in norms)
+        parts = [[name] for name in self.names] if alone else [list(self.names)]
+        result: list[Weights] = []
+        for names, norm in zip(parts, norms, strict=False):
+            matrices = [model.ternary_rows(layer, name, self.group // 16) for name in names]
+            codes = np.concatenate([words for words, _ in matrices])
+            scales = np.concatenate([np.full(len(words), scale, np.float32) for words, scale in matrices])
+            part = {
+                "codes": mx.array(codes),
+                "scales": mx.array(scales),
+                **units.of(len(codes), self._n_groups),
+            }
+            if norm is not None:
+                part["norm"] = mx.array(norm)
+            result.append(part)
+        return result
+
+    def integers(self, q: mx.array, part: Weights) -> mx.array:
         """Exact dot products [n, rows] of whole numbers q [n, width], -128 to 127, with the codes."""
-        if self.pad:
-            q = mx.pad(q, [(0, 0), (0, self.pad)])
+        if self._pad:
+            q = mx.pad(q, [(0, 0), (0, self._pad)])
         return mx.quantized_matmul(
-            q, weights["codes"], weights["ones"], weights["minus"], group_size=self.group, bits=2
+            q, part["codes"], part["ones"], part["minus"], group_size=self.group, bits=2
         )
 
-    def __call__(self, q: mx.array, scale: mx.array, weights: Weights) -> mx.array:
-        return self.integers(q, weights) * (weights["scales"] * scale)
+    def __call__(self, x: mx.array, parts: Sequence[Weights], norm_eps: float) -> mx.array:
+        """x [n, width] -> the rows of all matrices, side by side"""
+        products = []
+        for part in parts:
+            q, scale = quantize(mx.fast.rms_norm(x, part["norm"], norm_eps) if "norm" in part else x)
+            products.append(self.integers(q, part) * (part["scales"] * scale))
+        return products[0] if len(products) == 1 else mx.concatenate(products, axis=-1)
 
 
 def group_size(width: int) -> int:
@@ -73,7 +93,7 @@ def group_size(width: int) -> int:
     return next((size for size in (128, 64, 32) if width % size == 0), 32)
 
 
-class _Units:
+class Units:
     """Scales 1 and biases -1, shared by all matrices of a shape."""
 
     def __init__(self) -> None:
@@ -108,23 +128,19 @@ class MlxWeights:
                 f"{widest}; load it with engine='native'",
                 field="engine",
             )
-        shapes = {
-            "qkv": (("q", "k", "v"), model.hidden_size),
-            "o": (("o",), q_size),
-            "gate_up": (("gate", "up"), model.hidden_size),
-            "down": (("down",), model.ffn_size),
+        self.linears = {
+            "qkv": Linear(("q", "k", "v"), model.hidden_size),
+            "o": Linear(("o",), q_size),
+            "gate_up": Linear(("gate", "up"), model.hidden_size),
+            "down": Linear(("down",), model.ffn_size),
         }
-        norms = ("attn_norm", "attn_sub_norm", "ffn_norm", "ffn_sub_norm")
-        units = _Units()
-        self.linears: dict[str, Linear] = {}
+        units = Units()
         self.layers: list[dict[str, Any]] = []
         for index in range(model.n_layers):
-            layer: dict[str, Any] = {}
-            for name, (parts, width) in shapes.items():
-                linear = Linear(model, index, parts, width, units)
-                self.linears.setdefault(name, linear)  # all layers have the same shapes
-                layer[name] = linear.weights
-            for name in norms:
+            layer: dict[str, Any] = {
+                name: linear.weights(model, index, units) for name, linear in self.linears.items()
+            }
+            for name in NORMS:
                 if (values := model.norm(index, name)) is not None:
                     layer[name] = mx.array(values)
             self.layers.append(layer)
@@ -139,14 +155,6 @@ class MlxWeights:
         self.head = mx.array((head.view(np.uint8) ^ 0x80).view(np.uint32))
         self.head_scales = mx.array(np.repeat(scales[:, None], n_groups, axis=1))
         self.head_biases = mx.array(np.repeat(-128 * scales[:, None], n_groups, axis=1))
-
-    @property
-    def nbytes(self) -> int:
-        arrays = [self.head, self.head_scales, self.head_biases, self.output_norm]
-        for layer in self.layers:
-            for value in layer.values():
-                arrays += [value] if isinstance(value, mx.array) else [value["codes"], value["scales"]]
-        return sum(array.nbytes for array in arrays)
 
 
 class MlxRunner:
@@ -163,8 +171,10 @@ class MlxRunner:
         n_blocks: int,
         max_batch_tokens: int = 512,
         n_threads: int = 0,
+        compiled: bool | None = None,
     ) -> None:
-        """n_threads: of the exact logits, which the CPU computes."""
+        """n_threads: of the exact logits, which the CPU computes. compiled: with chains of elementwise steps
+        as one kernel each; None = on a GPU. On a CPU MLX makes them with a C++ compiler, for seconds each."""
         self._model = model
         self._weights = weights
         self.n_blocks = n_blocks
@@ -181,10 +191,11 @@ class MlxRunner:
         # and held in f32, which is what attention is computed in. Made on the thread that computes.
         self._keys: list[mx.array] = []
         self._values: list[mx.array] = []
-        self._before = _compiled(self._before_attention)
-        self._after = _compiled(self._after_attention)
-        # A GPU may round the factors of a float32 product to 10 bits.
         gpu = mx.default_device() == mx.gpu
+        compiled = gpu if compiled is None else compiled
+        self._before = mx.compile(self._before_attention) if compiled else self._before_attention
+        self._after = mx.compile(self._after_attention) if compiled else self._after_attention
+        # A GPU may round the factors of a float32 product to 10 bits.
         self._rounding = weights.head_width * 2.0**-23 + (2.0**-9 if gpu else 0)
         self._cancelled = False
         self._failed: DeviceError | None = None
@@ -277,15 +288,15 @@ class MlxRunner:
         self, x: mx.array, cos: mx.array, sin: mx.array, layer: Weights
     ) -> tuple[mx.array, mx.array, mx.array]:
         """x [n, hidden] -> q [n, n_heads, head_dim], k, v [n, n_kv_heads, head_dim]"""
-        model, linears = self._model, self._weights.linears
-        q8 = quantize(mx.fast.rms_norm(x, layer["attn_norm"], model.norm_eps))
-        joined = linears["qkv"](*q8, layer["qkv"])
+        model = self._model
+        joined = self._linear("qkv", self._norm(x, layer, "attn_norm"), layer)
         q_size, kv_size = model.n_heads * model.head_dim, model.n_kv_heads * model.head_dim
         q, k, v = mx.split(joined, [q_size, q_size + kv_size], axis=-1)
         n = x.shape[0]
-        q = self._rotate(q.reshape(n, model.n_heads, model.head_dim), cos, sin)
-        k = self._rotate(k.reshape(n, model.n_kv_heads, model.head_dim), cos, sin)
-        return q, _as_f16(k), _as_f16(v.reshape(n, model.n_kv_heads, model.head_dim))
+        q = self._norm(q.reshape(n, model.n_heads, model.head_dim), layer, "q_head_norm")
+        k = self._norm(k.reshape(n, model.n_kv_heads, model.head_dim), layer, "k_head_norm")
+        v = v.reshape(n, model.n_kv_heads, model.head_dim)
+        return self._rotate(q, cos, sin), _as_f16(self._rotate(k, cos, sin)), _as_f16(v)
 
     def _rotate(self, x: mx.array, cos: mx.array, sin: mx.array) -> mx.array:
         """Rotary positions, halves: x [n, heads, head_dim]; cos, sin [n, 1, n_rot / 2]."""
@@ -298,14 +309,17 @@ class MlxRunner:
 
     def _after_attention(self, x: mx.array, attended: mx.array, layer: Weights) -> mx.array:
         """x [n, hidden], attended [n, n_heads * head_dim] -> the next layer's x"""
-        model, linears = self._model, self._weights.linears
-        x = x + linears["o"](*quantize(self._sub_norm(attended, layer, "attn_sub_norm")), layer["o"])
-        q8 = quantize(mx.fast.rms_norm(x, layer["ffn_norm"], model.norm_eps))
-        gate, up = mx.split(linears["gate_up"](*q8, layer["gate_up"]), 2, axis=-1)
-        product = ACTIVATIONS[model.activation](gate) * up
-        return x + linears["down"](*quantize(self._sub_norm(product, layer, "ffn_sub_norm")), layer["down"])
+        x = x + self._norm(self._linear("o", attended, layer), layer, "post_attn_norm")
+        joined = self._linear("gate_up", self._norm(x, layer, "ffn_norm"), layer)
+        gate, up = mx.split(joined, 2, axis=-1)
+        product = ACTIVATIONS[self._model.activation](gate) * up
+        return x + self._norm(self._linear("down", product, layer), layer, "post_ffn_norm")
 
-    def _sub_norm(self, x: mx.array, layer: Weights, name: str) -> mx.array:
+    def _linear(self, name: str, x: mx.array, layer: Weights) -> mx.array:
+        return self._weights.linears[name](x, layer[name], self._model.norm_eps)
+
+    def _norm(self, x: mx.array, layer: Weights, name: str) -> mx.array:
+        """RMSNorm of the last axis, if the layer has it."""
         return mx.fast.rms_norm(x, layer[name], self._model.norm_eps) if name in layer else x
 
     def _head_scores(self, hidden: mx.array) -> mx.array:
@@ -367,18 +381,10 @@ class MlxRunner:
             raise
         except Exception as error:
             self._failed = DeviceError(
-                f"MLX ({self.kernels}) failed: {str(error).rstrip('.')}. If its memory was not enough, load the "
-                "model with a smaller n_ctx or n_batch, or set engine to native to compute on the CPU"
+                f"MLX ({self.kernels}) failed: {str(error).rstrip('.')}. If its memory was not enough, load "
+                "the model with a smaller n_ctx or n_batch, or set engine to native to compute on the CPU"
             )
             raise self._failed from error
-
-
-def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """With its elementwise chains as one kernel each. MLX makes those of a CPU with a C++ compiler."""
-    if mx.default_device() == mx.cpu and shutil.which("g++") is None:
-        return function
-    compiled: Callable[..., Any] = mx.compile(function)
-    return compiled
 
 
 def rows_computed(n: int) -> int:
@@ -400,7 +406,16 @@ def _silu(x: mx.array) -> mx.array:
     return x / (1.0 + mx.exp(-x))
 
 
-ACTIVATIONS: dict[str, Callable[[mx.array], mx.array]] = {"relu2": _relu2, "silu": _silu}
+def _gelu_tanh(x: mx.array) -> mx.array:
+    return x / (1.0 + mx.exp(-2.0 * math.sqrt(2.0 / math.pi) * x * (1.0 + 0.044715 * x * x)))
+
+
+# By what the native model calls them.
+ACTIVATIONS: dict[str, Callable[[mx.array], mx.array]] = {
+    "relu2": _relu2,
+    "silu": _silu,
+    "gelu_tanh": _gelu_tanh,
+}
 
 
 class _Slice:

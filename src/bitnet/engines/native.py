@@ -12,6 +12,7 @@ import os
 import threading
 import time
 import weakref
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -23,16 +24,33 @@ from bitnet import _native
 from bitnet.engines import tiles
 from bitnet.engines.generation import Generation
 from bitnet.errors import ContextOverflowError, EngineClosedError, ModelFileError, ValidationError
-from bitnet.models import weight_cache
+from bitnet.models import layouts, weight_cache
+from bitnet.models.tensor_codec import TlTile
 from bitnet.runtime.answer import Gathering
-from bitnet.runtime.embedding import POOLING_TYPES, PREFIXES, EmbeddingSequence, EmbeddingWindow
+from bitnet.runtime.embedding import (
+    EMBEDDING_ARCHITECTURES,
+    POOLING_TYPES,
+    PREFIXES,
+    EmbeddingSequence,
+    EmbeddingWindow,
+)
 from bitnet.runtime.runner import Runner
 from bitnet.runtime.scheduler import Scheduler
 from bitnet.runtime.sequence import GenerationSequence, LogitsSequence
 from bitnet.text.chat_template import ChatTemplate
 from bitnet.text.tokenizer import Tokenizer
 from bitnet.text.tool_calls import prompt_parts
-from bitnet.values import EmbeddingRequest, EngineName, Health, KvType, ModelInfo, Pooling, QuantType, Request
+from bitnet.values import (
+    EmbeddingRequest,
+    EngineName,
+    Health,
+    KvType,
+    ModelInfo,
+    Pooling,
+    QuantType,
+    Request,
+    TernaryLayout,
+)
 
 if TYPE_CHECKING:
     from bitnet.text.constraints import Constraint
@@ -69,18 +87,25 @@ class NativeEngine:
         use_pretuned: bool = True,
         kernel_params: Iterable[tuple[str, int]] = (),
         embd_type: str | None = None,
+        layout: TernaryLayout | None = None,
+        tl_tiles: tuple[TlTile, ...] = (),
+        activation: str | None = None,
     ) -> None:
         """Loads the model. The options are those of bitnet.BitNet. Raises ModelFileError and
         ValidationError."""
         started_at = time.perf_counter()
         file = _native.ModelFile(str(path))
+        layouts.check(file, layout, tl_tiles)
         model = _native.Model(
             file,
             n_threads=n_threads,
             use_mmap=use_mmap,
             use_mlock=use_mlock,
-            cache_path=weight_cache.path_for(path, embd_type or "") if use_mmap else "",
+            cache_path=weight_cache.path_for(path, _variant(embd_type, layout, tl_tiles)) if use_mmap else "",
             embd_type=embd_type or "",
+            layout=layout or "",
+            tl_tiles=tl_tiles,
+            activation=activation or "",
         )
         metadata = file.metadata
         try:
@@ -104,7 +129,7 @@ class NativeEngine:
         self._lock = threading.RLock()  # guards _model and _current; a garbage collection may close us
         self._model: _native.Model | None = model
         runner = self._start(model)
-        repairs = [*self._tokenizer.repairs, *self._chat_template.repairs]
+        repairs = [*model.repairs, *self._tokenizer.repairs, *self._chat_template.repairs]
         warnings = list(model.warnings)
         if self._chat_template.source is not None and self._chat_template.problem is not None:
             warnings.append(self._chat_template.problem)
@@ -139,6 +164,8 @@ class NativeEngine:
             tiles=runner.tiles,
             embd_type=model.embd_type,
             engine=self.name,
+            ternary_type="+".join(layouts.ternary_types(file)),
+            layout=layout or next(iter(layouts.candidates(file)), ""),
         )
         for message in dict.fromkeys([*repairs, *warnings]):
             logger.warning("%s: %s", path.name, message)
@@ -318,7 +345,7 @@ class NativeEngine:
         except BaseException:
             window.cancel()
             raise
-        return self._stack(vectors)
+        return self._stack(vectors, request)
 
     async def aembed(self, request: EmbeddingRequest) -> NDArray[np.float32]:
         # To make tokens of many texts takes longer than an event loop may stand still.
@@ -331,7 +358,7 @@ class NativeEngine:
         except BaseException:
             window.cancel()
             raise
-        return self._stack(vectors)
+        return self._stack(vectors, request)
 
     def _embedding_window(self, request: EmbeddingRequest) -> EmbeddingWindow:
         info = self._info
@@ -342,20 +369,34 @@ class NativeEngine:
                 'pooling="mean" or "last" yourself',
                 field="pooling",
             )
+        dimensions = request.dimensions or info.hidden_size
+        if dimensions > info.hidden_size:
+            raise ValidationError(
+                f"dimensions can be {info.hidden_size} at most: that is the length of this model's vectors",
+                field="dimensions",
+            )
+        if dimensions < info.hidden_size and info.architecture not in EMBEDDING_ARCHITECTURES:
+            raise ValidationError(
+                f"dimensions can only be {info.hidden_size}: this model was not trained for shorter vectors",
+                field="dimensions",
+            )
         prefix = PREFIXES.get(info.name, {}).get(request.kind, "")
         texts = [self.tokenize(prefix + text) for text in request.texts]
         for index, token_ids in enumerate(texts):
             if len(token_ids) > info.n_ctx:
                 raise _text_overflow(index, len(token_ids), info.n_ctx)
         sequences = (
-            EmbeddingSequence(ids, info.hidden_size, pooling=pooling, normalize=request.normalize)
+            EmbeddingSequence(
+                ids, info.hidden_size, pooling=pooling, normalize=request.normalize, dimensions=dimensions
+            )
             for ids in texts
         )
         # Twice as many as run together, so that there is always one ready to follow.
         return EmbeddingWindow(self._scheduler, sequences, 2 * info.n_batch)
 
-    def _stack(self, vectors: list[NDArray[np.float32]]) -> NDArray[np.float32]:
-        return np.stack(vectors) if vectors else np.empty((0, self._info.hidden_size), np.float32)
+    def _stack(self, vectors: list[NDArray[np.float32]], request: EmbeddingRequest) -> NDArray[np.float32]:
+        length = request.dimensions or self._info.hidden_size
+        return np.stack(vectors) if vectors else np.empty((0, length), np.float32)
 
     def health(self) -> Health:
         try:
@@ -371,8 +412,16 @@ class NativeEngine:
             scheduler.close()  # waits, should another thread be closing
 
 
+def _variant(embd_type: str | None, layout: str | None, tl_tiles: tuple[TlTile, ...]) -> str:
+    """What tells the packed weights of one file from others of it, for a file name."""
+    tiles = f"tl{zlib.crc32(repr(tl_tiles).encode()):08x}" if tl_tiles else ""
+    return "-".join(part for part in (embd_type, layout if layout != "x128" else "", tiles) if part)
+
+
 def _pooling(metadata: Mapping[str, Any], architecture: str) -> Pooling | None:
-    declared = metadata.get(f"{architecture}.pooling_type", 0)
+    declared = metadata.get(f"{architecture}.pooling_type")
+    if declared is None:
+        return "last" if architecture in EMBEDDING_ARCHITECTURES else "mean"
     return POOLING_TYPES.get(declared) if isinstance(declared, int) else None
 
 

@@ -22,11 +22,6 @@ def choose(
     is not there, saying how to get it.
     """
     gpu = {"n_gpu_layers": n_gpu_layers, "main_gpu": main_gpu, "low_vram": low_vram}
-    if engine == "llama_cpp":
-        from bitnet.engines import llama_cpp
-
-        llama_cpp.require()
-        return llama_cpp.load, gpu
     if engine == "mlx":
         mlx.require()
         return mlx.load, {"fall_back": False, **gpu}

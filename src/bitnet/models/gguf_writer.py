@@ -26,26 +26,32 @@ Kind: TypeAlias = str | tuple[str, str]
 
 
 class TensorType(IntEnum):
-    """GGUF tensor type ids: upstream llama.cpp's, and bitnet.cpp's I2_S."""
+    """GGUF tensor type ids: upstream llama.cpp's, and bitnet.cpp's I2_S, TL1 and TL2."""
 
     F32 = 0
     F16 = 1
+    Q4_0 = 2
     Q8_0 = 8
     Q6_K = 14
     BF16 = 30
     TQ1_0 = 34
     TQ2_0 = 35
     I2_S = 36
+    TL1 = 38
+    TL2 = 39  # in some files 42
+    Q2_0 = 42
 
 
 _BLOCKS: Final[dict[TensorType, tuple[int, int]]] = {  # (elements, bytes) of one block along dims[0]
     TensorType.F32: (1, 4),
     TensorType.F16: (1, 2),
     TensorType.BF16: (1, 2),
+    TensorType.Q4_0: (32, 18),
     TensorType.Q8_0: (32, 34),
     TensorType.Q6_K: (256, 210),
     TensorType.TQ1_0: (256, 54),
     TensorType.TQ2_0: (256, 66),
+    TensorType.Q2_0: (64, 18),
 }
 _SCALARS: Final[dict[str, tuple[int, str]]] = {  # kind -> (value type id, struct format)
     "u8": (0, "B"),
@@ -67,12 +73,20 @@ _ARRAY: Final = 9
 def tensor_bytes(type_id: TensorType, dims: Sequence[int]) -> int:
     """Bytes of a tensor.
 
-    I2_S is blocked over the flat tensor (32 bytes per 128 elements, the last block padded) and ends with 32
-    bytes that begin with its scale; the other block types are blocked along dims[0].
+    I2_S, TL1 and TL2 end with 32 bytes that begin with their scale, behind codes up to a multiple of 32
+    bytes. I2_S is blocked over the flat tensor (32 bytes per 128 elements, the last block padded), TL1 has
+    4 elements in a byte, TL2 what bitnet.cpp declares for it. The other types are blocked along dims[0].
     Raises ValueError if dims[0] is not a whole number of blocks.
     """
     if type_id == TensorType.I2_S:
         return -(-prod(dims) // 128) * 32 + 32
+    if type_id == TensorType.TL1:
+        return _aligned(prod(dims) // 4) + 32
+    if type_id == TensorType.TL2:
+        columns, rows = dims[0], prod(dims[1:])
+        if columns < 256:
+            raise ValueError(f"TL2 needs rows of 256 elements at least, not {columns}")
+        return _aligned((columns - 256) * rows // 3 * 5 // 8 + 256 * rows // 2 * 4 // 8) + 32
     elements, size = _BLOCKS[type_id]
     if dims[0] % elements:
         raise ValueError(f"{type_id.name} needs rows that are a multiple of {elements}, not {dims[0]}")

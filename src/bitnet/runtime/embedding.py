@@ -27,21 +27,33 @@ if TYPE_CHECKING:
 # of the models that are computed today declares any: queries and documents are embedded alike.
 PREFIXES: dict[str, dict[EmbeddingKind, str]] = {}
 
+# Those of models trained to embed: by the state of the last token, where the file does not say, and so that
+# the first part of a vector is a shorter one.
+EMBEDDING_ARCHITECTURES = frozenset({"qwen3", "gemma3"})
+
 # `<architecture>.pooling_type` of a GGUF file. The others (2, the first token; 4, a ranking) need parts
 # that these models do not have.
 POOLING_TYPES: dict[int, Pooling] = {0: "mean", 1: "mean", 3: "last"}
 
 
 class EmbeddingSequence(Sequence):
-    """Tokens whose hidden states after the final norm become one vector, [hidden_size] f32."""
+    """Tokens whose hidden states after the final norm become one vector, [dimensions] f32: the first of
+    hidden_size."""
 
     def __init__(
-        self, token_ids: TokenIds[int], hidden_size: int, *, pooling: Pooling, normalize: bool
+        self,
+        token_ids: TokenIds[int],
+        hidden_size: int,
+        *,
+        pooling: Pooling,
+        normalize: bool,
+        dimensions: int | None = None,
     ) -> None:
         super().__init__(token_ids)
         self.outlet: Outlet[NDArray[np.float32]] = Outlet()
         self._pooling = pooling
         self._normalize = normalize
+        self._dimensions = dimensions
         self._sum = np.zeros(hidden_size)  # f64, of the first _n_summed tokens
         self._n_summed = 0
         self._vector: NDArray[np.float32] | None = None
@@ -61,7 +73,7 @@ class EmbeddingSequence(Sequence):
             pooled = self._sum / len(self.token_ids)
         else:
             pooled = runner.hidden()[row].astype(np.float64)
-        self._vector = _finished(pooled, self._normalize)
+        self._vector = _finished(pooled[: self._dimensions], self._normalize)
         return True
 
     def _add(self, rows: NDArray[np.float32]) -> None:

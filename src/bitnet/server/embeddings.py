@@ -28,7 +28,6 @@ async def embeddings(exchange: Exchange) -> None:
     served = exchange.service.models.find(body.get("model"))
     exchange.model = served.name
     async with served.use() as model:
-        _check_dimensions(body.get("dimensions"), model.info.hidden_size)
         try:
             vectors = await _embed(exchange, model, texts, options)
         except ContextOverflowError as error:
@@ -92,14 +91,6 @@ def _encoding(value: Any) -> bool:
     if value not in (None, "float", "base64"):
         raise invalid('encoding_format must be "float" or "base64"', "encoding_format")
     return bool(value == "base64")
-
-
-def _check_dimensions(value: Any, hidden_size: int) -> None:
-    if value is not None and (isinstance(value, bool) or value != hidden_size):
-        raise invalid(
-            f"dimensions can only be {hidden_size}: this model was not trained for shorter vectors",
-            "dimensions",
-        )
 
 
 def _encode(vector: NDArray[np.float32], as_base64: bool) -> str | list[float]:

@@ -116,7 +116,7 @@ EMBEDDINGS: Mapping[str, Parameter] = {
     **_EVERYWHERE,
     "input": _TAKEN,
     "encoding_format": _TAKEN,
-    "dimensions": _TAKEN,
+    "dimensions": Taken("dimensions"),
     "kind": Taken("kind"),
     "pooling": Taken("pooling"),
     "normalize": Taken("normalize"),

@@ -5,7 +5,17 @@ Immutable, and checked when they are built: whoever holds a Request may trust it
 
 from .checks import as_choice, as_flag, as_integer, as_number, as_text, as_token_ids, nearest
 from .embedding import EmbeddingKind, EmbeddingRequest, Pooling
-from .info import EmbdType, EngineChoice, EngineName, Health, KvType, ModelInfo, QuantType
+from .info import (
+    Activation,
+    EmbdType,
+    EngineChoice,
+    EngineName,
+    Health,
+    KvType,
+    ModelInfo,
+    QuantType,
+    TernaryLayout,
+)
 from .messages import ROLES, Message, MessageLike, as_messages
 from .reply import Delta, FinishReason, Reply, Timings, TokenLogprob, ToolCallDelta, Usage
 from .request import MAX_SAMPLES, MAX_STOP_STRINGS, MAX_TOP_LOGPROBS, GenerateOptions, Request
@@ -18,6 +28,7 @@ __all__ = [
     "MAX_TOOLS",
     "MAX_TOP_LOGPROBS",
     "ROLES",
+    "Activation",
     "Delta",
     "EmbdType",
     "EmbeddingKind",
@@ -37,6 +48,7 @@ __all__ = [
     "Reply",
     "Request",
     "Sampling",
+    "TernaryLayout",
     "Timings",
     "TokenLogprob",
     "Tool",

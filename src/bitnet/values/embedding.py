@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from bitnet.errors import ValidationError
 
-from .checks import as_flag, as_text
+from .checks import as_flag, as_integer, as_text
 
 EmbeddingKind = Literal["query", "document"]
 Pooling = Literal["mean", "last"]
@@ -23,6 +23,8 @@ class EmbeddingRequest:
     pooling: "mean" of all tokens' hidden states, or the "last" token's; None = as the model declares, which
     for a plain language model is the mean.
     normalize: scale each vector to the length 1.
+    dimensions: keep only so many of each vector's numbers, the first ones (before it is scaled), of models
+    that were trained for that; None = all.
     Raises ValidationError naming the field.
     """
 
@@ -30,6 +32,7 @@ class EmbeddingRequest:
     kind: EmbeddingKind = "document"
     pooling: Pooling | None = None
     normalize: bool = True
+    dimensions: int | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "texts", _texts(self.texts))
@@ -40,6 +43,8 @@ class EmbeddingRequest:
                 f'pooling must be "mean", "last" or None, not {self.pooling!r}', field="pooling"
             )
         as_flag("normalize", self.normalize)
+        if self.dimensions is not None:
+            as_integer("dimensions", self.dimensions, 1, 2**31 - 1)
 
 
 def _texts(value: Any) -> tuple[str, ...]:

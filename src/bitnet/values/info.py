@@ -13,8 +13,12 @@ QuantType = Literal["i2_s", "tl1"]
 EmbdType = Literal["f32", "f16", "q8_0", "q6_k", "q4_0"]
 KvType = Literal["f16", "q8_0"]
 # Who computes; see bitnet.BitNet.
-EngineName = Literal["native", "mlx", "llama_cpp"]
-EngineChoice = Literal["auto", "native", "mlx", "llama_cpp"]
+EngineName = Literal["native", "mlx"]
+EngineChoice = Literal["auto", "native", "mlx"]
+# What a model file does not say of itself: the layout of its ternary tensors, see
+# bitnet.models.tensor_codec, and the activation where the architecture's name stands for two.
+TernaryLayout = Literal["x128", "arm64", "row4", "preset"]
+Activation = Literal["relu2", "silu"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +46,9 @@ class ModelInfo:
     kv_type: how keys and values are stored, f16 or q8_0.
     pooling: how `embed` makes one vector of a text if it is not told; None = in a way unknown here.
     quant_type, tiles: how ternary products are computed, see bitnet.BitNet. embd_type: what embedding and
-    head are kept as, such as "F16". engine, kernels: who computes, and in which way.
+    head are kept as, such as "F16". ternary_type: the types of the file's ternary tensors, such as "I2_S".
+    layout: how they were read, where the file leaves a choice. engine, kernels: who computes, and in which
+    way.
     repairs: what was wrong in the file and is handled; warnings: what else its user should know.
     In api mode path is the server's address, and what the server does not tell is 0 or empty.
     """
@@ -77,6 +83,8 @@ class ModelInfo:
     tiles: Mapping[str, int] = field(default_factory=dict, hash=False)
     embd_type: str = ""
     engine: EngineName | Literal[""] = ""
+    ternary_type: str = ""
+    layout: str = ""
 
     @property
     def memory_bytes(self) -> int:

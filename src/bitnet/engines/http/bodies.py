@@ -269,6 +269,8 @@ def embedding_body(server: Server, request: EmbeddingRequest, texts: Sequence[st
     body: dict[str, Any] = {"input": list(texts), "encoding_format": "float"}
     if server.model is not None:
         body["model"] = server.model
+    if request.dimensions is not None:
+        body["dimensions"] = request.dimensions
     if server.kind == "bitnet":
         body["kind"] = request.kind
         body["normalize"] = request.normalize

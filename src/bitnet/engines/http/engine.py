@@ -269,10 +269,14 @@ class HttpEngine:
             answer = await self._connection.post(loop, f"{server.api}/embeddings", body, deadline)
             rows += _vectors(answer, len(part))
         if not rows:
-            return np.empty((0, server.hidden_size), np.float32)
+            return np.empty((0, request.dimensions or server.hidden_size), np.float32)
         if len({row.shape for row in rows}) != 1:
             raise ServerError("the server's embeddings are not all of the same length")
         vectors = np.stack(rows)
+        if request.dimensions not in (None, vectors.shape[1]):
+            raise ServerError(
+                f"the server's embeddings have {vectors.shape[1]} dimensions instead of {request.dimensions}"
+            )
         if not np.isfinite(vectors).all():
             raise ServerError("the server's embeddings are not all finite numbers")
         if request.normalize and server.kind != "bitnet":
