@@ -17,8 +17,10 @@
 #include "gguf/gguf_file.h"
 #include "model/model.h"
 #include "model/runner.h"
+#include "model/statistics.h"
 #include "platform/cpu_features.h"
 #include "platform/errors.h"
+#include "platform/thread_pool.h"
 #include "quant/dense.h"
 #include "quant/ternary_layout.h"
 
@@ -85,6 +87,28 @@ nb::dict metadata(const GgufFile& file) {
     nb::dict dict;
     for (const auto& [key, value] : file.metadata()) dict[text(key)] = to_python(value);
     return dict;
+}
+
+const char* kind_name(ValueType type) {
+    constexpr const char* kNames[] = {"u8", "i8", "u16", "i16", "u32", "i32", "f32", "bool", "string", "array", "u64", "i64", "f64"};
+    return kNames[static_cast<uint32_t>(type)];
+}
+
+// The type of each value, as GgufWriter.add_metadata has it.
+nb::dict metadata_kinds(const GgufFile& file) {
+    nb::dict dict;
+    for (const auto& [key, value] : file.metadata()) {
+        const auto* array = std::get_if<MetadataArray>(&value.value);
+        dict[text(key)] = array ? nb::object(nb::make_tuple("array", kind_name(array->element_type))) : nb::cast(kind_name(value.type));
+    }
+    return dict;
+}
+
+// Where the data section begins in the file; its end for a file without tensors.
+uint64_t data_offset(const GgufFile& file) {
+    if (file.tensors().empty()) return file.file().size();
+    const TensorInfo& first = file.tensors().front();
+    return static_cast<uint64_t>(first.data - file.file().data()) - first.offset;
 }
 
 // A copy that outlives the file's mapping.
@@ -225,11 +249,13 @@ nb::object encode_rows(FloatRows values, const std::string& name) {
 // ---- models and runners -------------------------------------------------------------------------------------------------
 
 std::shared_ptr<Model> load(std::shared_ptr<GgufFile> file, int n_threads, bool use_mmap, bool use_mlock, const std::string& cache_path,
-                            const std::string& embd_type, const std::string& layout, const TileRows& tl_tiles, const std::string& activation) {
+                            const std::string& embd_type, const std::string& layout, const TileRows& tl_tiles, const std::string& activation,
+                            bool divide_by_scales) {
     ModelOptions options;
     if (!embd_type.empty()) options.embedding_type = type_of_kind(embd_type, false);
     options.layout = layout_choice(layout, tl_tiles);
     options.activation = activation_named(activation);
+    options.divide_by_scales = divide_by_scales;
     if (!activation.empty() && !options.activation)
         throw InvalidRequestError("activation must be relu2, silu or gelu_tanh, not '" + activation + "'");
     options.n_threads = n_threads > 0 ? n_threads : physical_cores();
@@ -252,6 +278,33 @@ std::shared_ptr<Runner> new_runner(std::shared_ptr<Model> model, int n_blocks, i
         throw InvalidRequestError("table_min_tokens must be at least 0, row_block a multiple of 32 from 32 to 2560, pieces_per_thread 1..1024");
     return std::make_shared<Runner>(std::move(model), n_blocks, max_batch_tokens, n_threads > 0 ? n_threads : physical_cores(), *kernels,
                                     kv_type == "q8_0" ? KvType::Q8_0 : KvType::F16, Tiles{table_min_tokens, row_block, pieces_per_thread});
+}
+
+nb::object compare_logits(FloatRows a, FloatRows b, TokenArray target_ids, int n_threads) {
+    const size_t rows = a.shape(0), vocab = a.shape(1);
+    if (b.shape(0) != rows || b.shape(1) != vocab || target_ids.size() != rows || vocab == 0 || vocab > INT32_MAX)
+        throw InvalidRequestError("a and b must have the same shape [n, vocab], and target_ids a token for each row");
+    for (size_t i = 0; i < rows; i++)
+        if (target_ids.data()[i] < -1 || target_ids.data()[i] >= static_cast<int64_t>(vocab))
+            throw InvalidRequestError("token id " + std::to_string(target_ids.data()[i]) + " is outside the vocabulary of " + std::to_string(vocab));
+    constexpr size_t kColumns = sizeof(PositionComparison) / sizeof(double);
+    double* data;
+    auto array = own_array<double, 2>({rows, kColumns}, &data);
+    {
+        nb::gil_scoped_release release;
+        ThreadPool pool(n_threads > 0 ? n_threads : physical_cores());
+        pool.run([&](ThreadPool::Worker& worker) {
+            worker.parallel_for(static_cast<int64_t>(rows), 1, [&](int64_t begin, int64_t end) {
+                for (int64_t i = begin; i < end; i++) {
+                    const size_t row = static_cast<size_t>(i);
+                    const PositionComparison c = compare_position(a.data() + row * vocab, b.data() + row * vocab,
+                                                                  static_cast<int32_t>(vocab), target_ids.data()[row]);
+                    std::memcpy(data + row * kColumns, &c, sizeof c);
+                }
+            });
+        });
+    }
+    return nb::cast(array);
 }
 
 // ---- weights and logits for engines that compute elsewhere -----------------------------------------------------------------
@@ -426,11 +479,13 @@ NB_MODULE(_native, m) {
         .def_prop_ro("version", &GgufFile::version)
         .def_prop_ro("size", [](const GgufFile& f) { return f.file().size(); })
         .def_prop_ro("metadata", metadata)
+        .def_prop_ro("metadata_kinds", metadata_kinds)
+        .def_prop_ro("data_offset", data_offset)
         .def_prop_ro("tensors", tensors);
 
     nb::class_<Model>(m, "Model")
         .def(nb::new_(&load), "file"_a, nb::kw_only(), "n_threads"_a = 0, "use_mmap"_a = true, "use_mlock"_a = false, "cache_path"_a = "",
-             "embd_type"_a = "", "layout"_a = "", "tl_tiles"_a = TileRows{}, "activation"_a = "")
+             "embd_type"_a = "", "layout"_a = "", "tl_tiles"_a = TileRows{}, "activation"_a = "", "divide_by_scales"_a = false)
         .def_prop_ro("architecture", [](const Model& m) { return std::string(m.architecture().name); })
         .def_prop_ro("activation", [](const Model& m) { return std::string(activation_name(m.activation())); })
         .def_prop_ro("n_layers", [](const Model& m) { return m.sizes().n_layers; })
@@ -520,6 +575,11 @@ NB_MODULE(_native, m) {
             std::memcpy(data, r.hidden(), rows * cols * sizeof(float));
             return array;
         })
+        .def("logprobs", [](Runner& r, TokenArray target_ids, int first_output) {
+            const std::vector<int32_t> targets(target_ids.data(), target_ids.data() + target_ids.size());
+            nb::gil_scoped_release release;
+            return r.logprobs(targets, first_output);
+        }, "target_ids"_a, "first_output"_a = 0)
         .def("sample", &Runner::sample, "output"_a, "sampler"_a, "logprobs"_a = -1, nb::call_guard<nb::gil_scoped_release>())
         .def("copy_block", [](Runner& r, int source, int target) {
                  if (source < 0 || target < 0 || source >= r.kv().n_blocks() || target >= r.kv().n_blocks())
@@ -537,6 +597,7 @@ NB_MODULE(_native, m) {
     m.def("encode_ternary", encode_ternary_bytes, "codes"_a, "scale"_a, "type_name"_a, "layout"_a = "", "tl_tiles"_a = TileRows{});
     m.def("decode_rows", decode_rows, "data"_a, "type_name"_a, "rows"_a, "cols"_a);
     m.def("encode_rows", encode_rows, "values"_a, "type_name"_a);
+    m.def("compare_logits", compare_logits, "a"_a, "b"_a, "target_ids"_a, "n_threads"_a = 0);
     m.def("physical_cores", physical_cores);
     m.def("build_info", [] {
         nb::dict info;

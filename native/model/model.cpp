@@ -1,6 +1,7 @@
 // Finds every tensor a descriptor asks for, checks its type and shape, and refuses whatever it does not know.
 #include "model/model.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <unordered_set>
@@ -124,6 +125,14 @@ void check_token_ids(const GgufFile& file, int32_t vocab_size) {
     }
 }
 
+std::string describe_zeros(const std::vector<std::string_view>& names) {
+    constexpr size_t kNamed = 8;
+    std::string text = std::to_string(names.size()) + (names.size() == 1 ? " tensor is" : " tensors are") + " entirely zero: ";
+    for (size_t i = 0; i < std::min(names.size(), kNamed); i++) text += (i ? ", " : "") + std::string(names[i]);
+    if (names.size() > kNamed) text += " and " + std::to_string(names.size() - kNamed) + " more";
+    return text + ". This file is probably damaged, expect poor output; download or convert it again.";
+}
+
 }  // namespace
 
 std::shared_ptr<Model> Model::load(std::shared_ptr<GgufFile> file, const ModelOptions& options) {
@@ -190,13 +199,17 @@ std::shared_ptr<Model> Model::load(std::shared_ptr<GgufFile> file, const ModelOp
     const PackedWeights& packed = *model->packed_;
     if (!packed.warning().empty()) model->warnings_.push_back(packed.warning());
     size_t index = 0;
+    std::vector<std::string_view> zeros;
     for (LayerWeights& layer : model->layers_)
         for (Projection* projection : {&layer.q, &layer.k, &layer.v, &layer.o, &layer.gate, &layer.up, &layer.down}) {
-            if (packed.is_all_zero(index))
-                model->warnings_.push_back("tensor '" + std::string(sources[index].tensor->name) +
-                                           "' is entirely zero: this file is probably damaged, expect poor output");
-            projection->weights = packed.matrix(index++);
+            if (packed.is_all_zero(index)) zeros.push_back(sources[index].tensor->name);
+            TernaryWeights& weights = projection->weights = packed.matrix(index);
+            if (options.divide_by_scales && weights.scale > 0) weights.scale = 1 / weights.scale;
+            if (!std::isfinite(weights.scale))
+                file->fail("the scale of tensor '" + std::string(sources[index].tensor->name) + "' is too small to divide by");
+            index++;
         }
+    if (!zeros.empty()) model->warnings_.push_back(describe_zeros(zeros));
 
     model->embedding_ = dense_rows(embedding);
     model->head_ = dense_rows(*head);

@@ -43,6 +43,7 @@ struct ModelOptions {
     bool use_mmap = true;     // embedding and head rows stay in the file mapping; false copies them
     bool use_mlock = false;
     std::string cache_path;   // packed weights; empty = private memory
+    bool divide_by_scales = false;  // W = t / scale, of files whose writer stored inverse scales
     LayoutChoice layout;      // of the ternary tensors, where the file does not say
     std::optional<Activation> activation;  // of the feed-forward network; nullopt = what the file stands for
     std::optional<TensorType> embedding_type;  // embedding and head are kept in this type; nullopt = as in the file

@@ -5,6 +5,7 @@
 #include <cstring>
 #include <limits>
 
+#include "model/statistics.h"
 #include "platform/errors.h"
 #include "quant/dense.h"
 
@@ -18,6 +19,9 @@ size_t round_up(size_t n, size_t multiple) { return (n + multiple - 1) / multipl
 constexpr int kAttentionQueries = 32;
 // Panels (32 rows) a table-lookup call should have at least, to be worth building its tables.
 constexpr int64_t kMinTablePanels = 40;
+
+// Rows of logits that log-probabilities are made of at a time: 32 MiB with a vocabulary of 128,256.
+constexpr size_t kLogprobRows = 64;
 
 size_t floats(size_t n) { return n * sizeof(float); }
 
@@ -394,6 +398,35 @@ void Runner::attention(Worker& worker, int layer) {
 }
 
 void Runner::logits(float* out) { OutputHead::exact(*model_, kernels_, pool_, hidden_.as<float>(), n_outputs_, out); }
+
+std::vector<double> Runner::logprobs(const std::vector<int32_t>& targets, int first_output) {
+    if (first_output < 0 || static_cast<size_t>(first_output) + targets.size() > static_cast<size_t>(n_outputs_))
+        throw InvalidRequestError("output rows " + std::to_string(first_output) + " to " + std::to_string(first_output + targets.size()) +
+                                  " do not exist: the last step kept " + std::to_string(n_outputs_));
+    const int32_t vocab = model_->sizes().vocab_size;
+    for (int32_t target : targets)
+        if (target < -1 || target >= vocab)
+            throw InvalidRequestError("token id " + std::to_string(target) + " is outside the vocabulary of " + std::to_string(vocab));
+    const size_t row = static_cast<size_t>(vocab), hidden = static_cast<size_t>(model_->sizes().hidden_size);
+    const float* states = hidden_.as<float>() + static_cast<size_t>(first_output) * hidden;
+    const size_t group = std::min(targets.size(), kLogprobRows);
+    PageBuffer logits(floats(group * row));
+    std::vector<double> result(targets.size(), std::numeric_limits<double>::quiet_NaN());
+    for (size_t first = 0; first < targets.size(); first += group) {
+        const size_t count = std::min(group, targets.size() - first);
+        OutputHead::exact(*model_, kernels_, pool_, states + first * hidden, static_cast<int>(count), logits.as<float>());
+        pool_.run([&](Worker& worker) {
+            worker.parallel_for(static_cast<int64_t>(count), 1, [&](int64_t begin, int64_t end) {
+                for (int64_t i = begin; i < end; i++) {
+                    const float* values = logits.as<float>() + static_cast<size_t>(i) * row;
+                    const int32_t target = targets[first + static_cast<size_t>(i)];
+                    if (target >= 0) result[first + static_cast<size_t>(i)] = values[target] - log_normalizer(values, vocab);
+                }
+            });
+        });
+    }
+    return result;
+}
 
 Sampled Runner::sample(int output, Sampler& sampler, int n_logprobs) {
     if (output < 0 || output >= n_outputs_)

@@ -47,6 +47,8 @@ public:
     int n_outputs() const { return n_outputs_; }
     const float* hidden() const { return hidden_.as<float>(); }  // [n_outputs][hidden_size], after the final norm
     void logits(float* out);                                     // [n_outputs][vocab], exact
+    // The log-probability of one token for each output from the first on, from the exact head; NaN for the token -1.
+    std::vector<double> logprobs(const std::vector<int32_t>& targets, int first_output);
     Sampled sample(int output, Sampler& sampler, int n_logprobs);
 
     void cancel() { cancel_.store(true, std::memory_order_relaxed); }  // from any thread

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <limits>
 
+#include "model/statistics.h"
 #include "platform/errors.h"
 
 namespace bitnet {
@@ -107,10 +108,7 @@ Sampled Sampler::sample(const LogitRow& row, int n_logprobs) {
     result.logprob = std::numeric_limits<float>::quiet_NaN();
     if (n_logprobs >= 0) {
         const std::vector<float> logits = row.exact_all();
-        const double max = *std::max_element(logits.begin(), logits.end());
-        double sum = 0;
-        for (float logit : logits) sum += std::exp(logit - max);
-        const double normaliser = max + std::log(sum);
+        const double normaliser = log_normalizer(logits.data(), row.vocab_size());
         result.logprob = static_cast<float>(logits[static_cast<size_t>(result.token)] - normaliser);
         std::vector<int32_t> order(logits.size());
         for (size_t i = 0; i < order.size(); i++) order[i] = static_cast<int32_t>(i);

@@ -41,6 +41,12 @@ class ModelFile:
         """Every key; strings (invalid UTF-8 as surrogate escapes), numbers, bools and lists. Built anew at
         each call."""
     @property
+    def metadata_kinds(self) -> dict[str, str | tuple[str, str]]:
+        """The type of each value, as GgufWriter.add_metadata has it: "u32", ("array", "string")."""
+    @property
+    def data_offset(self) -> int:
+        """Where the data section begins, from the start of the file."""
+    @property
     def tensors(self) -> list[TensorInfo]: ...
 
 class Model:
@@ -59,13 +65,14 @@ class Model:
         layout: str = "",
         tl_tiles: Sequence[tuple[int, int, int, int, int]] = (),
         activation: str = "",
+        divide_by_scales: bool = False,
     ) -> None:
         """`cache_path`: where the packed weights are kept and mapped from (use_mmap); empty = private
         memory. `n_threads` only speeds up packing; 0 = physical cores. `embd_type`: the type that embedding
         and head are kept in (f32, f16, q8_0, q6_k, q4_0); empty = the file's. `layout`, `tl_tiles`: what the
         file does not say of its ternary tensors, see bitnet.models.tensor_codec. `activation`: of the
         feed-forward network (relu2 or silu), where the architecture's name leaves a choice; empty = by the
-        file."""
+        file. `divide_by_scales`: the file holds inverse scales."""
     @property
     def architecture(self) -> str: ...
     @property
@@ -213,6 +220,10 @@ class Runner:
         """[n_outputs, vocab] of the last forward, computed exactly with the file's own head."""
     def hidden(self) -> NDArray[np.float32]:
         """[n_outputs, hidden_size] of the last forward, after the final norm."""
+    def logprobs(self, target_ids: NDArray[np.int32], first_output: int = 0) -> list[float]:
+        """The log-probability of one token for each output of the last forward from first_output on, with the
+        exact head (natural logarithm, temperature 1). target_ids: -1 = none wanted, which gives NaN. Memory:
+        that of 64 rows of logits, however many targets there are."""
     def sample(self, output: int, sampler: Sampler, logprobs: int = -1) -> Sampled:
         """The next token for output row `output` (an index into `outputs` of the last forward). Does not
         call sampler.accept. logprobs: -1 none, else how many of the likeliest alternatives to report
@@ -282,6 +293,14 @@ def encode_ternary(
 def decode_rows(data: NDArray[np.uint8], type_name: str, rows: int, cols: int) -> NDArray[np.float32]: ...
 def encode_rows(values: NDArray[np.float32], type_name: str) -> NDArray[np.uint8]:
     """Rows [n, cols] of finite numbers as f32, f16, bf16, q8_0, q6_k or q4_0: bytes [n, bytes of a row]."""
+
+def compare_logits(
+    a: NDArray[np.float32], b: NDArray[np.float32], target_ids: NDArray[np.int32], n_threads: int = 0
+) -> NDArray[np.float64]:
+    """How the logits [n, vocab] of two models differ at n positions: [n, 6], of each position the
+    Kullback-Leibler divergence of b's distribution from a's in nats, the largest difference of two logits,
+    the likeliest token of a and of b (of equals the first), and the log-probability that a and b give to the
+    target (NaN for -1). n_threads: 0 = physical cores."""
 
 def physical_cores() -> int: ...
 def build_info() -> dict[str, str]:

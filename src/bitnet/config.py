@@ -26,14 +26,16 @@ from pydantic import ValidationError as PydanticError
 
 from bitnet.config_source import KeyPath, Source, read
 from bitnet.errors import ConfigError, ModelNotFoundError
+from bitnet.models import reference
 from bitnet.values import (
     MAX_STOP_STRINGS,
     Activation,
     EmbdType,
     EngineChoice,
     KvType,
+    Layout,
     QuantType,
-    TernaryLayout,
+    Scales,
     nearest,
 )
 
@@ -143,8 +145,10 @@ class BitNetConfig(_Block):
     model_path: str | None = Field(
         default=None,
         min_length=1,
-        description="The GGUF file (mode direct); a relative path is looked up beside the configuration "
-        "file, then in the working directory. Left out: `model`, else the model bundled with the package.",
+        description="The model (mode direct): a GGUF file, a Hugging Face folder, or a name that bitnet list "
+        "--remote shows or org/name[:file], which is downloaded. A relative path is looked up beside the "
+        "configuration file, then in the working directory. Left out: `model`, else the model bundled with "
+        "the package.",
     )
     model: str | None = Field(
         default=None,
@@ -166,10 +170,10 @@ class BitNetConfig(_Block):
         default=None,
         description="What they are kept as, exactly; before quant_embd. Left out: as in the file.",
     )
-    layout: TernaryLayout | None = Field(
+    layout: Layout | None = Field(
         default=None,
         description="How the file's ternary tensors are laid out, where it does not say. I2_S: x128 (the "
-        "default), arm64, row4. TL1: preset.",
+        "default), arm64, row4. TL1: preset. auto: found out by computing, once.",
     )
     tl_config: str | None = Field(
         default=None,
@@ -181,6 +185,15 @@ class BitNetConfig(_Block):
         default=None,
         description="Of the feed-forward network, where the architecture's name stands for both: relu2 or "
         "silu.",
+    )
+    scales: Scales | None = Field(
+        default=None,
+        description="Whether the file's scales multiply or divide; auto: found out. Left out: multiply, or "
+        "auto with layout: auto.",
+    )
+    metadata_overrides: dict[str, str | int | bool] = Field(
+        default={},
+        description="What is known better than by the file, such as tokenizer.ggml.pre: llama-bpe.",
     )
     n_ctx: Integer = Field(
         default=DEFAULT_N_CTX,
@@ -318,6 +331,8 @@ class BitNetConfig(_Block):
             "layout": self.layout,
             "tl_config": None if self.tl_config is None else self._file("tl_config", self.tl_config),
             "activation": self.activation,
+            "scales": self.scales,
+            "metadata_overrides": self.metadata_overrides,
             "n_gpu_layers": self.n_gpu_layers,
             "main_gpu": self.main_gpu,
             "low_vram": self.low_vram,
@@ -356,6 +371,8 @@ class BitNetConfig(_Block):
         for candidate in (file.parent / path, path.absolute()):
             if candidate.exists():
                 return str(candidate)
+        if key == "model_path" and reference.is_known(name):
+            return name
         where = "" if path.is_absolute() else f" beside that file or in {os.getcwd()}"
         assert self._source is not None
         what = "model file" if key == "model_path" else "file"

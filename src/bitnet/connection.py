@@ -17,11 +17,11 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, SecretStr, field
 
 from bitnet.config import BitNetConfig, load
 from bitnet.model import BitNet
+from bitnet.models import bundled
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-BUNDLED = "bitnet-tiny"  # what the model bundled with bitnet is called where it must have a name
 _SERVER_CONTEXT = 2048  # tokens; what a server is taken to have if nobody says
 # Fields that are keys of the configuration schema, passed on as they are.
 _SCHEMA_FIELDS = (
@@ -43,6 +43,8 @@ _SCHEMA_FIELDS = (
     "layout",
     "tl_config",
     "activation",
+    "scales",
+    "metadata_overrides",
 )
 _SECRET_KEYS = frozenset({"api_key"})
 
@@ -74,7 +76,8 @@ class Connection(BaseModel):
     model_config = ConfigDict(arbitrary_types_allowed=True)
 
     model: str | None = Field(default=None, frozen=True)
-    """Path of a GGUF file; with `base_url` the server's name for it. None = the model of `config`, else the
+    """Path of a GGUF file or a Hugging Face folder, a name of `bitnet list --remote`, or org/name[:file]
+    (which are downloaded); with `base_url` the server's name for it. None = the model of `config`, else the
     one bundled with bitnet."""
     base_url: str | None = Field(default_factory=lambda: os.environ.get("BITNET_BASE_URL"), frozen=True)
     """An OpenAI-compatible server, such as `bitnet serve`; None = compute in this process. Default:
@@ -125,6 +128,8 @@ class Connection(BaseModel):
     layout: str | None = Field(default=None, frozen=True)
     tl_config: str | None = Field(default=None, frozen=True)
     activation: str | None = Field(default=None, frozen=True)
+    scales: str | None = Field(default=None, frozen=True)
+    metadata_overrides: dict[str, Any] | None = Field(default=None, frozen=True)
 
     client: Any = Field(default=None, exclude=True, repr=False, frozen=True)
     """A bitnet.BitNet of your own to ask instead, such as BitNet.from_engine(FakeEngine(...)) in a test. It
@@ -180,9 +185,9 @@ class Connection(BaseModel):
         if self.model is not None:
             return self.model
         if self.config is None:
-            return BUNDLED
+            return bundled.NAME
         settings = self.settings
-        return settings.model or (Path(settings.model_path).stem if settings.model_path else BUNDLED)
+        return settings.model or (Path(settings.model_path).stem if settings.model_path else bundled.NAME)
 
     def context_size(self) -> int:
         """Tokens of prompt and answer together. Nothing is loaded for it but a file's header."""

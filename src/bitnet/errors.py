@@ -28,6 +28,16 @@ class ModelNotFoundError(BitNetError):
     status = 404
 
 
+class DownloadError(BitNetError):
+    """A model cannot be downloaded: no connection, no space, no permission, or it arrived damaged."""
+
+    status = 502
+
+
+class ConversionError(ModelFileError):
+    """A model cannot be converted without guessing or without losing something."""
+
+
 class ChatTemplateError(BitNetError):
     """The messages cannot be rendered with the model's chat template, or the template itself is unusable."""
 

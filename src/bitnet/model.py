@@ -11,7 +11,7 @@ import inspect
 import logging
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -22,6 +22,7 @@ from bitnet.engines.generation import DeferredGeneration
 from bitnet.engines.native import context_size
 from bitnet.engines.registry import Lease
 from bitnet.errors import ValidationError
+from bitnet.models import overrides
 from bitnet.models.header import read_header
 from bitnet.models.layouts import read_tl_config
 from bitnet.values import (
@@ -33,13 +34,14 @@ from bitnet.values import (
     GenerateOptions,
     Health,
     KvType,
+    Layout,
     ModelInfo,
     Pooling,
     QuantType,
     Reply,
     Request,
     Sampling,
-    TernaryLayout,
+    Scales,
     as_choice,
     as_flag,
     as_integer,
@@ -66,7 +68,7 @@ logger = logging.getLogger("bitnet")
 class BitNet:
     """A model. May be used from any number of threads and event loops at the same time.
 
-        model = BitNet()                          # the bundled model, or a path: BitNet("model.gguf")
+        model = BitNet()                          # bundled; or BitNet("model.gguf"), BitNet("2b-4t")
         model.generate("Once upon a time").text
         for delta in model.stream_chat([{"role": "user", "content": "Hi"}]):
             print(delta.text, end="")
@@ -100,9 +102,11 @@ class BitNet:
         kernel_params: Mapping[str, int] | None = None,
         embd_type: EmbdType | None = None,
         engine: EngineChoice = "auto",
-        layout: TernaryLayout | None = None,
+        layout: Layout | None = None,
         tl_config: str | os.PathLike[str] | None = None,
         activation: Activation | None = None,
+        scales: Scales | None = None,
+        metadata_overrides: Mapping[str, str | int | bool] | None = None,
         n_gpu_layers: int = 0,
         main_gpu: int = 0,
         low_vram: bool = False,
@@ -120,7 +124,9 @@ class BitNet:
     ) -> None:
         """Load a model, or connect to a server that has one (base_url).
 
-        model: path of a GGUF file; None = the model bundled with this package.
+        model: path of a GGUF file or of a Hugging Face folder, which is converted once; a name that `bitnet
+            list --remote` shows, or org/name[@revision][:file] on the Hugging Face Hub, which is downloaded
+            if it is not here; None = the model bundled with this package.
         n_ctx: tokens a sequence (prompt and answer) may hold; 0 = the model's own limit; None = 2048, or
             that limit if it is smaller.
         n_threads: compute threads; 0 = physical cores; never more than those.
@@ -147,12 +153,18 @@ class BitNet:
         layout: how the ternary tensors of the file are laid out, which it does not say itself. I2_S: "x128",
             the default, as in all published files; "arm64", what bitnet.cpp's llama-quantize makes on ARM
             since November 2025; "row4", what it makes without ACT_PARALLEL. TL1: "preset", the tiles of
-            bitnet.cpp's preset kernels. A wrong layout gives gibberish.
+            bitnet.cpp's preset kernels. A wrong layout gives gibberish; "auto": each predicts a small
+            text, and the best is kept and remembered.
         tl_config: the kernel_config.ini that a TL1 or TL2 file was made with; None = the tiles that
             bitnet.cpp's setup_env.py makes for bitnet_b1_58-large, bitnet_b1_58-3B and Llama3-8B-1.58.
         activation: "relu2" or "silu": that of the feed-forward network, where the name of the architecture
             ("bitnet", "bitnet-b1.58") stands for models of both kinds; None = the one it was made for, except
             that the vocabularies of the known models tell them apart.
+        scales: whether ternary codes are multiplied by the file's scales, "multiply", or divided, "divide",
+            as some converters have them the wrong way round; "auto" = found out, likewise; None = "auto" with
+            layout="auto", else "multiply".
+        metadata_overrides: what is known better than by the file (see bitnet.models.overrides), such as
+            {"tokenizer.ggml.pre": "llama-bpe"}, a chat template, the token that ends a turn, or the pooling.
         engine: who computes. "native": this package's own kernels. "mlx": Apple's MLX, on the GPU where it
             has one (pip install 'bitnet-cpp[mlx]'). "auto": native; but mlx on Apple silicon if n_gpu_layers
             is not 0.
@@ -169,8 +181,8 @@ class BitNet:
             `bitnet serve`, llama-server or any other that speaks OpenAI's API. `model` is a name there, None
             = the only one. Of the options above, keep_alive, timeout, defaults and lazy apply.
         api_key, retry, verify, proxy: of that server, see bitnet.engines.http.HttpEngine.
-        Raises ModelNotFoundError, ModelFileError and ValidationError; if lazy, the latter two may be raised
-        when it is first used instead.
+        Raises ModelNotFoundError, DownloadError, ConversionError, ModelFileError and ValidationError; if
+        lazy, the latter two may be raised when it is first used instead.
         """
         logs.obey_environment()
         remote = {"api_key": api_key, "retry": retry, "verify": verify, "proxy": proxy}
@@ -193,6 +205,8 @@ class BitNet:
                 "layout": layout,
                 "tl_config": tl_config,
                 "activation": activation,
+                "scales": scales,
+                "metadata_overrides": metadata_overrides,
                 "kv_tokens": kv_tokens,
                 "max_waiting": max_waiting,
             }
@@ -221,10 +235,12 @@ class BitNet:
             "use_pretuned": as_flag("use_pretuned", use_pretuned),
             "kernel_params": tuple(sorted(tiles.check_sizes(kernel_params or {}).items())),
             "embd_type": None if embd_type is None else as_choice("embd_type", embd_type, get_args(EmbdType)),
-            "layout": None if layout is None else as_choice("layout", layout, get_args(TernaryLayout)),
+            "layout": None if layout is None else as_choice("layout", layout, get_args(Layout)),
             "activation": None
             if activation is None
             else as_choice("activation", activation, get_args(Activation)),
+            "scales": None if scales is None else as_choice("scales", scales, get_args(Scales)),
+            "metadata_overrides": overrides.check(metadata_overrides or {}),
         }
         if tl_config is not None:
             tl_config = os.path.abspath(os.path.expanduser(tl_config))
@@ -250,6 +266,7 @@ class BitNet:
             **gpu,
             "kernel_params": dict(options["kernel_params"]),
             "tl_config": tl_config,
+            "metadata_overrides": dict(options["metadata_overrides"]),
             "keep_alive": keep_alive,
             "timeout": timeout,
             "defaults": defaults,
@@ -426,6 +443,10 @@ class BitNet:
         """The text of token ids. skip_special: without the special tokens among them."""
         return self._engine.detokenize(list(token_ids), skip_special=skip_special)
 
+    def vocabulary(self) -> Sequence[bytes]:
+        """The bytes of every token, by its id; of special tokens the name."""
+        return self._engine.vocabulary()
+
     def render(self, messages: Iterable[MessageLike], **options: Unpack[GenerateOptions]) -> str:
         """The prompt that `chat` makes of a conversation, and of tools if there are any, as text.
 
@@ -439,13 +460,36 @@ class BitNet:
             return self._engine.count_tokens(Request.build(prompt=prompt, options=options))
         return self._engine.count_tokens(Request.build(messages=prompt, options=options))
 
-    def logits(self, token_ids: Iterable[int]) -> NDArray[np.float32]:
-        """[len(token_ids), vocab_size], float32: row i are the logits of what follows token i.
+    def logits(
+        self, token_ids: Iterable[int], *, first: int = 0, cache_salt: str | None = None
+    ) -> NDArray[np.float32]:
+        """[len(token_ids) - first, vocab_size], float32: the logits of what follows each token from `first`
+        on.
 
-        The ids are computed as they are, in turn with other requests. Raises ValidationError,
-        ContextOverflowError.
+        The ids are computed as they are, in turn with other requests.
+        cache_salt: tokens that calls with the same salt computed before are not computed again; None = all
+            are computed.
+        Raises ValidationError, ContextOverflowError.
         """
-        return self._lease.engine().logits(as_token_ids("token_ids", token_ids))
+        ids = as_token_ids("token_ids", token_ids)
+        as_integer("first", first, 0, len(ids) - 1)
+        return self._lease.engine().logits(ids, first=first, cache_salt=cache_salt)
+
+    def logprobs(self, token_ids: Iterable[int], *, first: int = 1) -> NDArray[np.float64]:
+        """[len(token_ids) - first], float64: the log-probability (natural logarithm, temperature 1) of each
+        token from `first` on, given all tokens before it.
+
+        Memory does not grow with the vocabulary times the length, as that of `logits` does. Raises
+        ValidationError, also for fewer than two tokens, and ContextOverflowError.
+        """
+        ids = as_token_ids("token_ids", token_ids)
+        if len(ids) < 2:
+            raise ValidationError(
+                "token_ids must hold two tokens at least: what precedes the first is not known",
+                field="token_ids",
+            )
+        as_integer("first", first, 1, len(ids) - 1)
+        return self._lease.engine().logprobs(ids, first=first)
 
     def embed(
         self,
@@ -455,21 +499,24 @@ class BitNet:
         pooling: Pooling | None = None,
         normalize: bool = True,
         dimensions: int | None = None,
+        prefix: str | None = None,
     ) -> NDArray[np.float32]:
-        """[len(texts), hidden_size], float32: a vector for each text. A single string is one text.
+        """[len(texts), dimensions or hidden_size], float32: a vector for each text. A single string is one
+        text.
 
         kind: what the texts are in a search, "query" or "document"; matters for models that expect different
-            words before each, and none that is computed today does.
+            words before each, which are put there if the catalog has them (`bitnet show`).
         pooling: "mean" of the hidden states of all tokens, or the "last" token's; None = as the model
             declares, which for a plain language model is the mean, for embedding models the last.
         normalize: scale each vector to the length 1.
         dimensions: [len(texts), dimensions] instead: the first numbers of each vector, scaled anew. Only
             embedding models (BitNet-embedding) are trained for that; others take no fewer than hidden_size.
+        prefix: words to put before each text instead of those that the model is known to expect.
         A text's vector does not depend on the others: the same text gives the same bits. Raises
         ValidationError for an empty text, and ContextOverflowError for one that has more than n_ctx tokens,
         before anything is computed; ModelFileError for a vector that is not finite.
         """
-        request = _embedding_request(texts, kind, pooling, normalize, dimensions)
+        request = _embedding_request(texts, kind, pooling, normalize, dimensions, prefix)
         return self._lease.engine().embed(request)
 
     async def aembed(
@@ -480,9 +527,10 @@ class BitNet:
         pooling: Pooling | None = None,
         normalize: bool = True,
         dimensions: int | None = None,
+        prefix: str | None = None,
     ) -> NDArray[np.float32]:
         """`embed` for event loops. Cancelling the task stops the computation."""
-        request = _embedding_request(texts, kind, pooling, normalize, dimensions)
+        request = _embedding_request(texts, kind, pooling, normalize, dimensions, prefix)
         if not (self._lease.ready or self._lease.closed):
             await asyncio.to_thread(self.load)
         return await self._lease.engine().aembed(request)
@@ -512,7 +560,7 @@ class BitNet:
         """That of the file, if the model is not loaded."""
         if self._path is None or self._lease.loaded is not None:
             return None
-        return read_header(Path(self._path))
+        return read_header(Path(self._path), overrides.check(self._arguments["metadata_overrides"]))
 
     @property
     def info(self) -> ModelInfo:
@@ -596,6 +644,7 @@ def _embedding_request(
     pooling: Pooling | None,
     normalize: bool,
     dimensions: int | None,
+    prefix: str | None,
 ) -> EmbeddingRequest:
     return EmbeddingRequest(
         texts=texts,  # type: ignore[arg-type]  # the request makes a tuple of them
@@ -603,6 +652,7 @@ def _embedding_request(
         pooling=pooling,
         normalize=normalize,
         dimensions=dimensions,
+        prefix=prefix,
     )
 
 

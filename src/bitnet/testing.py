@@ -214,6 +214,9 @@ class FakeEngine:
             for token_id in token_ids
         ).decode(errors="replace")
 
+    def vocabulary(self) -> Sequence[bytes]:
+        return [*(bytes([byte]) for byte in range(BOS_ID)), b"<s>", b"</s>"]
+
     def render(self, request: Request) -> str:
         """A line for each message, and one for the tools if there are any."""
         if request.messages is None:
@@ -228,7 +231,9 @@ class FakeEngine:
     def count_tokens(self, request: Request) -> int:
         return len(self._prompt_ids(request))
 
-    def logits(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
+    def logits(
+        self, token_ids: Sequence[int], *, first: int = 0, cache_salt: str | None = None
+    ) -> NDArray[np.float32]:
         """Noise that depends on the tokens so far, as a model's logits do."""
         with self._lock:
             self._check_open()
@@ -236,8 +241,18 @@ class FakeEngine:
         if len(token_ids) > self._info.n_ctx:
             raise ContextOverflowError(len(token_ids), self._info.n_ctx)
         return np.stack(
-            [_noise(repr(tuple(token_ids[: end + 1])), VOCAB_SIZE) for end in range(len(token_ids))]
+            [_noise(repr(tuple(token_ids[: end + 1])), VOCAB_SIZE) for end in range(first, len(token_ids))]
         )
+
+    def logprobs(self, token_ids: Sequence[int], *, first: int = 1) -> NDArray[np.float64]:
+        """Those of `logits`."""
+        logits = self.logits(token_ids, first=first - 1)[:-1].astype(np.float64)
+        targets = np.array(token_ids[first:])
+        shifted = logits - logits.max(axis=1, keepdims=True)
+        logprobs: NDArray[np.float64] = shifted[range(len(targets)), targets] - np.log(
+            np.exp(shifted).sum(axis=1)
+        )
+        return logprobs
 
     def embed(self, request: EmbeddingRequest) -> NDArray[np.float32]:
         with self._lock:
@@ -246,12 +261,16 @@ class FakeEngine:
         for text in request.texts:
             if self._info.n_ctx < (n_tokens := len(self.tokenize(text))):
                 raise ContextOverflowError(n_tokens, self._info.n_ctx)
-        vectors = [self._vector(text)[: request.dimensions] for text in request.texts]
+        size = request.dimensions or self._info.hidden_size
+        if size > self._info.hidden_size:
+            raise ValidationError(
+                f"dimensions={size} is more than the {self._info.hidden_size} of this model's vectors",
+                field="dimensions",
+            )
+        vectors = [self._vector((request.prefix or "") + text)[:size] for text in request.texts]
         if request.normalize:
             vectors = [vector / np.linalg.norm(vector) for vector in vectors]
-        stacked = (
-            np.stack(vectors) if vectors else np.empty((0, request.dimensions or self._info.hidden_size))
-        )
+        stacked = np.stack(vectors) if vectors else np.empty((0, size))
         return stacked.astype(np.float32)
 
     async def aembed(self, request: EmbeddingRequest) -> NDArray[np.float32]:

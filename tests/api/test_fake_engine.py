@@ -119,6 +119,9 @@ def test_embeddings() -> None:
     assert length.embed(["abc"], normalize=False).tolist() == [[3, 1]]
     hashed = BitNet.from_engine(FakeEngine(embedding_dim=5))
     assert hashed.embed(["x", "y"]).shape == (2, 5)
+    assert np.array_equal(
+        hashed.embed("x", dimensions=3, normalize=False), hashed.embed("x", normalize=False)[:, :3]
+    )
     assert np.array_equal(hashed.embed("x"), BitNet.from_engine(FakeEngine(embedding_dim=5)).embed("x"))
 
 

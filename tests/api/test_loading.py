@@ -176,7 +176,15 @@ def test_mapped_and_private_weights_give_the_same_answer(random_path: Path) -> N
     assert answers[0] == answers[1]
 
 
-def test_repairs_are_told_once(random_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_repairs_are_told_once(random_path: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / random_path.name  # of which nothing was told in this process
+    path.write_bytes(random_path.read_bytes())
+    BitNet(path).close()
+    caplog.clear()
+    BitNet(path).close()
+    assert caplog.messages == []
+    path.touch()
+    random_path = path
     with caplog.at_level(logging.WARNING, "bitnet"), BitNet(random_path) as loaded:
         loaded.chat([{"role": "user", "content": "Hi"}], max_tokens=1)
         assert len(loaded.info.repairs) >= 1

@@ -41,7 +41,7 @@ def test_one_dim_line_on_the_terminal() -> None:
     answer, shown = on_a_terminal("run", "Hello!", "--temperature", "0", TERM="xterm")
     assert shown.startswith(b"\x1b[2mbitnet: " + NOTICE)
     assert shown.count(b"\n") == 1
-    assert b"-m FILE" in shown
+    assert b"-m 2b-4t" in shown
     assert NOTICE not in answer
 
 

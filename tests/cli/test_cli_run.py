@@ -146,7 +146,7 @@ def test_verbose_shows_more() -> None:
     done = bitnet("run", "x", "-m", "/no/such.gguf", env=environment(BITNET_VERBOSE="1"))
     assert done.returncode == 1
     assert "Traceback" in done.stderr
-    assert done.stderr.endswith("give the path of a .gguf file, or none for the bundled model\n")
+    assert done.stderr.endswith("or org/name; or none for the bundled model\n")
     quiet = bitnet("run", "x", "-m", "/no/such.gguf", env=environment(BITNET_VERBOSE="0"))
     assert quiet.stderr.count("\n") == 1
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bitnet import BitNet, DeadlineError, ModelFileError, ValidationError, _native, logs, models
+from bitnet import BitNet, BitNetError, DeadlineError, ModelFileError, ValidationError, _native, logs, models
 from bitnet.engines import deadline
 from bitnet.engines import http as http_engine
 from bitnet.models import weight_cache
@@ -137,6 +137,57 @@ def test_embd_type(make: Callable[..., BitNet]) -> None:
     assert sizes["f32"] > sizes["f16"] > sizes["q8_0"] > sizes["q4_0"]
     with pytest.raises(ValidationError, match="rows of 320 cannot be divided"):
         make(embd_type="q6_k")
+
+
+def test_layout(make: Callable[..., BitNet]) -> None:
+    assert make().info.layout == make(layout="x128").info.layout == "x128"
+    other = make(layout="arm64")  # of a file that has another
+    assert other.info.layout == "arm64"
+    assert other.logits(IDS).tobytes() != make().logits(IDS).tobytes()
+    with pytest.raises(ValidationError, match="layout='preset' is for TL1"):
+        make(layout="preset")
+
+
+def test_tl_config(make: Callable[..., BitNet], tmp_path: Path) -> None:
+    """What it holds is tested with the layouts; here, that it is found beside the configuration."""
+    (tmp_path / "tiles.ini").write_text("[a]\nm=1\nk=1\nbm=1\nbk=1\nbmm=1\n")
+    with pytest.raises(ValidationError, match="tl_config is for TL1 and TL2"):
+        make(tl_config=str(tmp_path / "tiles.ini"))
+    file = tmp_path / "bitnet.yaml"
+    for name, message in (("tiles.ini", "tl_config is for TL1"), ("none.ini", "there is no file 'none.ini'")):
+        file.write_text(f"tl_config: {name}\n")
+        with pytest.raises(BitNetError, match=message):
+            BitNet.from_config(file)
+
+
+def test_activation(make: Callable[..., BitNet]) -> None:
+    relu2, silu = make(), make(activation="silu")
+    assert (relu2.info.activation, silu.info.activation) == ("relu2", "silu")
+    assert relu2.logits(IDS).tobytes() != silu.logits(IDS).tobytes()
+
+
+def test_layout_and_scales(
+    make: Callable[..., BitNet], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from rewritten_model import rewrite
+
+    monkeypatch.setenv("BITNET_CACHE_DIR", str(tmp_path / "cache"))
+    path = str(rewrite(tmp_path / "model.gguf", layout="arm64", scale=lambda scale: 1 / scale))
+    assert make(model_path=path, layout="auto").info.losses.keys() > {"arm64", "x128 divide"}
+    said = make(model_path=path, layout="arm64", scales="divide")
+    question = [{"role": "user", "content": "What is the capital of France?"}]
+    assert said.chat(question, temperature=0).text == "The capital of France is Paris."
+    found = make(model_path=path, layout="arm64", scales="auto")
+    assert (found.info.scales, len(found.info.losses)) == ("divide", 2)
+
+
+def test_metadata_overrides(make: Callable[..., BitNet]) -> None:
+    template = "{% for message in messages %}<{{ message.content }}>{% endfor %}"
+    model = make(metadata_overrides={"tokenizer.chat_template": template, "pooling_type": "last"})
+    assert model.render([{"role": "user", "content": "Hi"}]).endswith("<Hi>")
+    assert model.info.pooling == "last"
+    with pytest.raises(ValidationError, match=r"did you mean 'tokenizer\.ggml\.pre'"):
+        make(metadata_overrides={"tokenizer.ggml.pree": "x"})
 
 
 def test_n_ctx(make: Callable[..., BitNet]) -> None:
@@ -362,6 +413,9 @@ def test_options_of_the_constructor_are_checked(random_path: Path) -> None:
     for options in (
         {"quant_type": "tl2"},
         {"embd_type": "q5_0"},
+        {"layout": "x64"},
+        {"scales": "add"},
+        {"metadata_overrides": {"general.architecture": "llama"}},
         {"kernel_params": {"row_block": 31}},
         {"kernel_params": {"row_blocks": 32}},
         {"use_pretuned": 1},

@@ -112,6 +112,8 @@ def test_the_json_schema_accepts_variables() -> None:
         ({"timeout": 5}, "bitnet.timeout: must be"),
         ({"retry": {"exponential_base": 0.5}}, "bitnet.retry.exponential_base: must be greater than or"),
         ({"kernel_params": {"row_block": 33}}, "kernel_params.row_block: must be a multiple of 32, not 33"),
+        ({"layout": "x64"}, "bitnet.layout: must be 'x128', 'arm64', 'row4', 'preset' or 'auto', not 'x64'"),
+        ({"activation": "gelu"}, "bitnet.activation: must be 'relu2' or 'silu', not 'gelu'"),
         ({"embd_type": "q5_0"}, "bitnet.embd_type: must be 'f32', 'f16', 'q8_0', 'q6_k' or 'q4_0'"),
     ],
 )

@@ -190,6 +190,18 @@ def test_sampling_takes_the_likeliest_by_the_exact_head(case: Engine) -> None:
         assert [token for token, _ in sampled.top] == np.argsort(-exact[row], kind="stable")[:3].tolist()
 
 
+def test_logprobs(case: Engine) -> None:
+    engine = on_mlx(case)
+    ids = token_ids(case, 12)
+    targets = np.array([*ids[2:11], -1], np.int32)
+    expected = engine.logits(ids)[1:11].astype(np.float64)
+    expected -= np.log(np.exp(expected - expected.max(axis=1, keepdims=True)).sum(axis=1, keepdims=True))
+    expected -= engine.runner.logits()[1:11].max(axis=1, keepdims=True)
+    computed = engine.runner.logprobs(targets, 1)
+    assert computed[:9] == pytest.approx(expected[np.arange(9), targets[:9]], abs=1e-4)
+    assert np.isnan(computed[9])
+
+
 def test_a_long_prompt() -> None:
     """Through scattered and through neighbouring blocks, in pieces of different sizes."""
     model = _native.Model(_native.ModelFile(str(models.find(None))))

@@ -106,6 +106,9 @@ def test_embeddings(client: openai.OpenAI, model: BitNet) -> None:
     assert np.array_equal(np.asarray([item.embedding for item in answer.data], np.float32), expected)
     assert [item.index for item in answer.data] == [0, 1, 2]
     assert answer.usage.prompt_tokens == sum(len(model.tokenize(text)) for text in texts)
+    size = model.info.hidden_size
+    same = client.embeddings.create(model="tiny", input="a fox", dimensions=size)
+    assert np.array_equal(np.asarray(same.data[0].embedding, np.float32), expected[0])
     floats = client.embeddings.create(model="tiny", input="a fox", encoding_format="float")
     assert np.array_equal(np.asarray(floats.data[0].embedding, np.float32), expected[0])
 
@@ -119,6 +122,10 @@ def test_embeddings(client: openai.OpenAI, model: BitNet) -> None:
         ({"input": ["a", ""]}, "input"),
         ({"input": ["word " * 3000]}, "input"),
         ({"input": "a", "dimensions": 8}, "dimensions"),
+        ({"input": "a", "dimensions": 257}, "dimensions"),
+        ({"input": "a", "dimensions": 0}, "dimensions"),
+        ({"input": "a", "dimensions": True}, "dimensions"),
+        ({"input": "a", "prefix": 3}, "prefix"),
         ({"input": "a", "encoding_format": "int8"}, "encoding_format"),
         ({"input": ["a"] * 2049}, "input"),
         ({"input": "a", "pooling": "cls"}, "pooling"),

@@ -122,12 +122,35 @@ def test_an_unknown_splitter_is_refused_by_name(llama3: Trained) -> None:
         Tokenizer.from_metadata(llama3.with_changes(pre="poro-chat"))
 
 
-def test_a_missing_splitter_is_gpt2_and_said_so(llama3: Trained) -> None:
-    tokenizer = Tokenizer.from_metadata(llama3.with_changes(pre=None))
-    assert tokenizer.encode("1234") == Tokenizer.from_metadata(llama3.with_changes(pre="gpt-2")).encode(
-        "1234"
-    )
-    assert any("pre-tokenizer" in repair and "gpt-2" in repair for repair in tokenizer.repairs)
+def test_a_missing_splitter_is_found_by_the_vocabulary(trained: Trained) -> None:
+    repaired = Tokenizer.from_metadata(trained.with_changes(pre=None))
+    given = Tokenizer.from_metadata(trained.metadata)
+    for text in SAMPLES:
+        assert repaired.encode(text, add_special=False) == given.encode(text, add_special=False)
+    (repair,) = [one for one in repaired.repairs if "pre-tokenizer" in one]
+    assert "metadata override: tokenizer.ggml.pre" in repair
+
+
+@pytest.mark.parametrize(
+    ("size", "tokens", "expected"),
+    [
+        (128256, [], "llama-bpe is used, because the vocabulary has 128256 tokens"),
+        (131072, ["<|endoftext|>"], "falcon3 is used, because the vocabulary has 131072 tokens"),
+        (300, ["<|begin_of_text|>", "<|end_of_text|>"], "llama-bpe is used, because the vocabulary has the"),
+        (300, ["<|endoftext|>", "<|im_start|>", "<|im_end|>"], "qwen2 is used"),
+        (300, ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "12"], "llama-bpe is used, because its tokens"),
+        (300, ["123"], "llama-bpe is used, because its tokens hold 3 digits at most"),
+        (300, ["1234"], "gpt-2 is used, because its tokens hold whole numbers"),
+        (300, ["\u01201"], "gpt-2 is used, because its tokens hold whole numbers"),
+        (300, [], "gpt-2 is used, because nothing in the vocabulary tells it"),
+    ],
+)
+def test_what_tells_a_splitter(size: int, tokens: list[str], expected: str, gpt2: Trained) -> None:
+    alphabet = [token for token in gpt2.metadata["tokenizer.ggml.tokens"] if len(token) == 1]
+    filled = [*alphabet, *tokens]
+    filled += [f"<|filler_{i}|>" for i in range(size - len(filled))]
+    metadata = {"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.tokens": filled, "tokenizer.ggml.merges": []}
+    assert expected in Tokenizer.from_metadata(metadata).repairs[0]
 
 
 def test_the_official_2b_file_is_repaired(official_2b: dict[str, Any], llama3: Trained) -> None:

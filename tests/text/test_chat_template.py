@@ -42,7 +42,7 @@ def test_bitnet_2b_4t(official_2b: dict[str, Any]) -> None:
     template = ChatTemplate.from_metadata(official_2b, tokenizer)
     assert template.repairs == [
         "The chat template in the model file is a converter's placeholder; "
-        "the one of BitNet b1.58 2B-4T is used."
+        "the one of BitNet b1.58 2B-4T is used (metadata override: tokenizer.chat_template)."
     ]
     expected = (
         "<|begin_of_text|>System: Be brief.<|eot_id|>User: Hi there<|eot_id|>Assistant: Hello!<|eot_id|>"
@@ -140,7 +140,10 @@ def test_known_models_without_a_template(
 ) -> None:
     template = ChatTemplate.from_metadata(metadata, tokenizer)
     assert template.source == source
-    assert template.repairs == [f"The model file has no chat template; the one of {model} is used."]
+    assert template.repairs == [
+        f"The model file has no chat template; the one of {model} is used "
+        "(metadata override: tokenizer.chat_template)."
+    ]
     assert template.problem is None
 
 

@@ -36,6 +36,9 @@ class BitNetEmbeddings(SharedConnection, Embeddings):
     """Of all tokens the "mean", or the "last" token alone; None = as the model declares."""
     normalize: bool = True
     """Scale vectors to the length 1."""
+    dimensions: int | None = None
+    """Keep only that many of a vector's first numbers, before it is scaled: for models that were trained to
+    be shortened. None = all."""
 
     def embed_documents(self, texts: list[str]) -> list[list[float]]:
         with self.opened() as model, translated():
@@ -62,7 +65,7 @@ class BitNetEmbeddings(SharedConnection, Embeddings):
         return {"texts": [self.query_prefix + text], "kind": "query", **self._how()}
 
     def _how(self) -> dict[str, Any]:
-        return {"pooling": self.pooling, "normalize": self.normalize}
+        return {"pooling": self.pooling, "normalize": self.normalize, "dimensions": self.dimensions}
 
 
 def _lists(vectors: NDArray[np.float32]) -> list[list[float]]:

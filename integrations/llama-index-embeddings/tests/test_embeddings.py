@@ -75,6 +75,7 @@ def test_queries_and_texts() -> None:
         (("T: b",), "document"),
     ]
     assert {(request.pooling, request.normalize) for request in requests} == {("last", False)}
+    assert {request.prefix for request in requests} == {""}  # in place of the model's own
 
 
 @pytest.mark.parametrize("text", ["x" * 50, "ä" * 30, "日" * 30])
@@ -109,12 +110,20 @@ def test_a_cache_is_refused_where_it_would_mix_things_up() -> None:
         scripted(embeddings_cache=SimpleKVStore(), query_instruction="Q: ")
 
 
+def test_shortened_vectors_and_the_models_own_instruction() -> None:
+    embedding, requests = scripted(dimensions=4)
+    assert len(embedding.get_query_embedding("a")) == 4
+    assert len(asyncio.run(embedding.aget_text_embedding("a"))) == 4
+    assert {(request.dimensions, request.prefix) for request in requests} == {(4, None)}
+
+
 def test_everything_that_changes_vectors_is_in_the_hash_of_a_pipeline() -> None:
     fields = BitNetEmbedding().to_dict()
     changes = {
         "model": "x.gguf",
         "pooling": "last",
         "normalize": False,
+        "dimensions": 8,
         "query_instruction": "Q",
         "text_instruction": "T",
         "truncate": True,

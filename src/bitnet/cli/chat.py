@@ -43,6 +43,8 @@ def chat(
     layout: options.Layout = None,
     tl_config: options.TlConfig = None,
     activation: options.Activation = None,
+    scales: options.Scales = None,
+    override: options.Override = None,
     config: options.Config = None,
 ) -> None:
     """Talk with a model. Type /help there for what else can be typed.
@@ -74,6 +76,8 @@ def chat(
         layout=layout,
         tl_config=tl_config,
         activation=activation,
+        scales=scales,
+        override=override,
     )
     with Loaded.from_config(settings) as loaded:
         if not loaded.info.has_chat_template:

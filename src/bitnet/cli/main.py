@@ -19,7 +19,7 @@ import typer
 
 import bitnet
 from bitnet import logs
-from bitnet.cli import chat, doctor, run, serve, show
+from bitnet.cli import chat, compare, convert, doctor, models, perplexity, run, serve, show
 from bitnet.cli.terminal import complain
 from bitnet.errors import BitNetError
 
@@ -36,6 +36,12 @@ app = typer.Typer(
 app.command("run")(run.run)
 app.command("chat")(chat.chat)
 app.command("serve", short_help="Serve models over HTTP, as OpenAI's API does.")(serve.serve)
+app.command("list", short_help="List the models on this machine, or those there are.")(models.list_models)
+app.command("pull", short_help="Download a model.")(models.pull)
+app.command("rm", short_help="Remove a downloaded model.")(models.remove)
+app.command("convert", short_help="Write a model as a GGUF file of other types.")(convert.convert)
+app.command("perplexity", short_help="Measure how well a model predicts a text.")(perplexity.perplexity)
+app.command("compare", short_help="Measure how far a model is from another version of it.")(compare.compare)
 app.command("doctor", short_help="Tell what this machine computes on, and check it.")(doctor.doctor)
 app.command("show", short_help="Show what a model file holds and needs.")(show.show)
 

@@ -6,8 +6,8 @@ import os
 import sys
 
 _BUNDLED = (
-    "bitnet: this is the small bundled model, good for a try; a real one: -m FILE, for instance the GGUF "
-    "file of microsoft/BitNet-b1.58-2B-4T-gguf on Hugging Face"
+    "bitnet: this is the small bundled model, good for a try; a real one: -m 2b-4t (1.1 GiB, "
+    "downloaded once); bitnet list --remote shows more"
 )
 
 

@@ -15,7 +15,13 @@ _SAMPLING = Sampling()
 
 Model = Annotated[
     str | None,
-    typer.Option("--model", "-m", metavar="FILE", help="A GGUF model file. Default: the bundled model."),
+    typer.Option(
+        "--model",
+        "-m",
+        metavar="MODEL",
+        help="A GGUF file or a Hugging Face folder; or a name that bitnet list --remote shows or "
+        "org/name[:file], which is downloaded if it is not here. Default: the bundled model.",
+    ),
 ]
 Config = Annotated[
     str | None,
@@ -60,7 +66,8 @@ Layout = Annotated[
         "--layout",
         metavar="NAME",
         help="How the file's ternary tensors are laid out, where it does not say. I2_S: x128 (default), "
-        "arm64 or row4; TL1: preset. A wrong one gives gibberish.",
+        "arm64 or row4; TL1: preset. A wrong one gives gibberish. auto: the one that predicts a small text "
+        "best, found out once.",
     ),
 ]
 TlConfig = Annotated[
@@ -78,6 +85,24 @@ Activation = Annotated[
         "--activation",
         metavar="NAME",
         help="relu2 or silu, for a file whose architecture does not tell. Default: by the file.",
+    ),
+]
+Scales = Annotated[
+    str | None,
+    typer.Option(
+        "--scales",
+        metavar="HOW",
+        help="Whether the file's scales multiply (default) or divide; auto: found out, as by --layout auto.",
+    ),
+]
+Override = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--override",
+        metavar="KEY=VALUE",
+        help="What is known better than by the file, such as tokenizer.ggml.pre=llama-bpe, "
+        "tokenizer.chat_template=@FILE, tokenizer.ggml.eot_token_id=TOKEN or pooling_type=last. May be given "
+        "several times.",
     ),
 ]
 MaxTokens = Annotated[
@@ -140,14 +165,20 @@ Stop = Annotated[
 ]
 
 
-def settings(config: str | None, *, model: str | None = None, **options: Any) -> BitNetConfig:
+def settings(
+    config: str | None, *, model: str | None = None, override: list[str] | None = None, **options: Any
+) -> BitNetConfig:
     """The configuration file, if there is one, and what the command line says otherwise.
 
-    model: a file, or in mode api the name of a model. options: keys of the schema; None = not given.
-    Raises ConfigError.
+    model: a file, or in mode api the name of a model. override: KEY=VALUE. options: keys of the schema;
+    None = not given. Raises ConfigError and ValidationError.
     """
     from bitnet.config import load  # late: --help needs no schema
 
+    if override:
+        from bitnet.models import overrides
+
+        options["metadata_overrides"] = overrides.parse(override)
     found = load(config, **options)
     if model is not None:
         found = load(found, **{"model" if found.mode == "api" else "model_path": model})

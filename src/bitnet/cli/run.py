@@ -41,6 +41,8 @@ def run(
     layout: options.Layout = None,
     tl_config: options.TlConfig = None,
     activation: options.Activation = None,
+    scales: options.Scales = None,
+    override: options.Override = None,
     config: options.Config = None,
 ) -> None:
     """Answer one prompt and leave.
@@ -73,6 +75,8 @@ def run(
         layout=layout,
         tl_config=tl_config,
         activation=activation,
+        scales=scales,
+        override=override,
     )
     with BitNet.from_config(settings) as loaded:
         if raw or not loaded.info.has_chat_template:

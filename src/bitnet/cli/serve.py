@@ -11,6 +11,7 @@ import typer
 
 from bitnet.cli import options
 from bitnet.errors import BitNetError, ValidationError
+from bitnet.models import bundled
 
 if TYPE_CHECKING:
     from bitnet.config import BitNetConfig
@@ -27,10 +28,11 @@ def serve(
         typer.Option(
             "--model",
             "-m",
-            metavar="[NAME=]FILE",
-            help="A GGUF model file, and the name that requests call it by (default: the file's, without "
-            "its ending). May be given several times: the first is loaded now and answers requests that "
-            "name no model, the others when they are first asked for. Default: the bundled model.",
+            metavar="[NAME=]MODEL",
+            help="A file, folder or name as bitnet run -m takes it, and the name that requests call it by "
+            "(default: the file's, without its ending). May be given several times: the first is loaded now "
+            "and answers requests that name no model, the others when they are first asked for. Default: the "
+            "bundled model.",
         ),
     ] = None,
     host: Annotated[
@@ -68,6 +70,8 @@ def serve(
     layout: options.Layout = None,
     tl_config: options.TlConfig = None,
     activation: options.Activation = None,
+    scales: options.Scales = None,
+    override: options.Override = None,
     batch: Annotated[
         int | None,
         typer.Option(
@@ -186,6 +190,8 @@ def serve(
         layout=layout,
         tl_config=tl_config,
         activation=activation,
+        scales=scales,
+        override=override,
     )
     sources = {name: _source(found, queue) for name, found in settings.items()}
     if keep_alive is None:
@@ -235,7 +241,7 @@ def _settings(config: str | None, models: list[str], **given: Any) -> dict[str, 
         if given["n_batch"] is None and not settings.given("n_batch"):
             settings = load(settings, n_batch=N_BATCH)
         if name is None:
-            named = path or settings.model or settings.model_path or "bitnet-tiny"
+            named = path or settings.model or settings.model_path or bundled.NAME
             name = os.path.basename(named).removesuffix(".gguf")
         if name in found:
             raise ValidationError(f"two models have the name {name!r}: give them names, as -m NAME=FILE")

@@ -5,16 +5,20 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-import math
-from typing import Annotated, Any
+import os
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from bitnet import models
 from bitnet.cli import options
-from bitnet.cli.terminal import printable, write
+from bitnet.cli.models import describe
+from bitnet.cli.terminal import finite, printable, size_text, table, write
 from bitnet.errors import ModelFileError
 from bitnet.values import ModelInfo
+
+if TYPE_CHECKING:
+    from bitnet.models.catalog import CatalogModel
 
 # Longer lists (vocabularies) and strings (chat templates) are shortened for the screen; --json has them
 # whole.
@@ -24,7 +28,8 @@ SHOWN_CHARACTERS = 400
 
 def show(
     model: Annotated[
-        str | None, typer.Argument(metavar="MODEL", help="A GGUF model file. Default: the bundled model.")
+        str | None,
+        typer.Argument(metavar="MODEL", help="A file or a name, as -m takes it. Default: the bundled model."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
     ctx: options.Context = None,
@@ -32,6 +37,8 @@ def show(
     layout: options.Layout = None,
     tl_config: options.TlConfig = None,
     activation: options.Activation = None,
+    scales: options.Scales = None,
+    override: options.Override = None,
     batch: Annotated[
         int | None,
         typer.Option(
@@ -41,6 +48,8 @@ def show(
     config: options.Config = None,
 ) -> None:
     """Show what a model file holds: metadata, tensors, what was repaired, the memory needed.
+
+    Of a model that is not on this machine: what is known of it.
 
     Example: bitnet show model.gguf
     """
@@ -56,9 +65,21 @@ def show(
         layout=layout,
         tl_config=tl_config,
         activation=activation,
+        scales=scales,
+        override=override,
         mode="direct",
     )
-    path = models.find(settings.direct_options()["model"])
+    named = settings.direct_options()["model"]
+    entry, is_away = _known(named)
+    if entry is not None and is_away:
+        # Nothing is downloaded to be looked at.
+        if as_json:
+            write(entry.model_dump_json(indent=2, exclude_none=True) + "\n")
+        else:
+            lines = [f"{entry.title} (not on this machine: bitnet pull {entry.name})", *describe(entry)]
+            write("\n".join(lines) + "\n")
+        return
+    path = models.find(named)
     report = inspect(path)
     # Warnings are shown below, among the rest.
     logging.getLogger("bitnet").addFilter(lambda record: record.levelno != logging.WARNING)
@@ -70,24 +91,35 @@ def show(
         problem = str(error)
     if as_json:
         everything = {**report.to_dict(), "loaded": info and dataclasses.asdict(info), "problem": problem}
-        write(json.dumps(_finite(everything), indent=2) + "\n")
+        if entry is not None:
+            everything["catalog"] = entry.model_dump(mode="json", exclude_none=True)
+        write(json.dumps(finite(everything), indent=2) + "\n")
         return
-    lines = [f"{report.path}: GGUF {report.version}, {_size(report.n_bytes)}", "", "Metadata"]
+    lines = [f"{report.path}: GGUF {report.version}, {size_text(report.n_bytes)}"]
+    if entry is not None:
+        lines += ["", "Published as", *describe(entry)]
+    lines += ["", "Metadata"]
     lines += [f"  {printable(key)} = {_shorten(value)}" for key, value in report.metadata.items()]
     lines += ["", f"Tensors ({len(report.tensors)})"]
     rows = [
-        (printable(tensor.name), tensor.type, " x ".join(map(str, tensor.shape)), _size(tensor.n_bytes))
+        (tensor.name, tensor.type, " x ".join(map(str, tensor.shape)), size_text(tensor.n_bytes))
         for tensor in report.tensors
     ]
-    widths = [max((len(row[column]) for row in rows), default=0) for column in range(4)]
-    lines += [
-        "  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows
-    ]
+    lines += [f"  {line}" for line in table(rows)] if rows else []
     lines += [
         "",
         *(_describe(info) if info is not None else ["Cannot be run", f"  {printable(problem or '')}"]),
     ]
     write("\n".join(line.rstrip() for line in lines) + "\n")
+
+
+def _known(named: str | None) -> tuple[CatalogModel | None, bool]:
+    """The model of the catalog that is meant, if it is one, and whether it has to be downloaded."""
+    from bitnet.models import catalog, hub, reference  # late, as above
+
+    wanted = reference.parse(named) if named is not None and not os.path.exists(named) else None
+    entry = None if wanted is None else catalog.published_at(wanted.repository)
+    return entry, wanted is not None and hub.local_path(wanted) is None
 
 
 def _describe(info: ModelInfo) -> list[str]:
@@ -101,18 +133,24 @@ def _describe(info: ModelInfo) -> list[str]:
         f"  vocabulary    {info.vocab_size}",
         f"  context       {info.context_length} tokens",
         f"  chat          {'yes' if info.has_chat_template else 'no chat template'}",
-        f"  weights       {info.ternary_type}{info.layout and f', layout {info.layout}'}",
+        f"  weights       {_reading(info)}",
         f"  kernels       {info.kernels}, {info.n_threads} threads",
         "",
         "Memory needed",
-        f"  ternary weights      {_size(info.ternary_bytes)}",
-        f"  embedding and head   {_size(info.head_bytes)} ({info.embd_type})",
-        f"  keys and values      {_size(info.kv_bytes)} ({kv_for})",
-        f"  together             {_size(info.memory_bytes)}",
+        f"  ternary weights      {size_text(info.ternary_bytes)}",
+        f"  embedding and head   {size_text(info.head_bytes)} ({info.embd_type})",
+        f"  keys and values      {size_text(info.kv_bytes)} ({kv_for})",
+        f"  together             {size_text(info.memory_bytes)}",
     ]
     for title, sentences in (("Repaired", info.repairs), ("Warnings", info.warnings)):
         lines += ["", title, *(f"  {printable(sentence)}" for sentence in sentences or ("nothing",))]
     return lines
+
+
+def _reading(info: ModelInfo) -> str:
+    found = f"{info.ternary_type}{info.layout and f', layout {info.layout}'}, scales {info.scales}"
+    tried = ", ".join(f"{printable(way)} {loss:.2f}" for way, loss in info.losses.items())
+    return found + (f" (found out: {tried} nats a token)" if tried else "")
 
 
 def _shorten(value: Any) -> str:
@@ -122,19 +160,3 @@ def _shorten(value: Any) -> str:
     if isinstance(value, str) and len(value) > SHOWN_CHARACTERS:
         return f"{value[:SHOWN_CHARACTERS]!r}... {len(value)} characters in all"
     return f"{value:.7g}" if isinstance(value, float) else repr(value)
-
-
-def _size(n_bytes: int) -> str:
-    for unit, shift in (("GiB", 30), ("MiB", 20), ("KiB", 10)):
-        if n_bytes >= 1 << shift:
-            return f"{n_bytes / (1 << shift):.1f} {unit}"
-    return f"{n_bytes} bytes"
-
-
-def _finite(value: Any) -> Any:
-    """JSON has no NaN and no infinity: those become strings."""
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

@@ -32,14 +32,24 @@ class Engine(Protocol):
 
     def detokenize(self, token_ids: Sequence[int], *, skip_special: bool = True) -> str: ...
 
+    def vocabulary(self) -> Sequence[bytes]:
+        """The bytes of every token, by its id; of special tokens the name."""
+
     def render(self, request: Request) -> str:
         """The prompt of `request` as text, special tokens written out: for showing."""
 
     def count_tokens(self, request: Request) -> int:
         """Tokens the prompt of `request` has for this model."""
 
-    def logits(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
-        """[len(token_ids), vocab_size]: row i are the logits of what follows token i."""
+    def logits(
+        self, token_ids: Sequence[int], *, first: int = 0, cache_salt: str | None = None
+    ) -> NDArray[np.float32]:
+        """[len(token_ids) - first, vocab_size]: the logits of what follows each token from `first` on.
+
+        cache_salt: tokens that were computed for the same salt before are not computed again."""
+
+    def logprobs(self, token_ids: Sequence[int], *, first: int = 1) -> NDArray[np.float64]:
+        """[len(token_ids) - first]: the log-probability of each token from `first` on, given those before."""
 
     def embed(self, request: EmbeddingRequest) -> NDArray[np.float32]:
         """[len(request.texts), dim]. Raises ValidationError, ContextOverflowError before anything is

@@ -35,7 +35,7 @@ PROMPT = "The capital of France is"
 # likeliest by more than this share of the largest logit is wrong.
 TOLERANCE = 0.03
 _ROWS_AT_ONCE = 1024
-_OPTIONS_OF_WEIGHTS = ("embd_type", "layout", "tl_tiles", "activation")
+_OPTIONS_OF_WEIGHTS = ("embd_type", "layout", "tl_tiles", "activation", "scales")
 
 
 @dataclass(frozen=True)

@@ -352,6 +352,17 @@ class MlxRunner:
     def logits(self) -> NDArray[np.float32]:
         return self._head.logits(self.hidden())
 
+    def logprobs(self, target_ids: NDArray[np.int32], first_output: int = 0) -> list[float]:
+        result = []
+        for target, hidden in zip(target_ids, self.hidden()[first_output:], strict=False):
+            if target < 0:
+                result.append(math.nan)
+                continue
+            logits = self._head.logits(hidden[None])[0].astype(np.float64)
+            highest = logits.max()
+            result.append(float(logits[target] - highest - np.log(np.exp(logits - highest).sum())))
+        return result
+
     def sample(self, output: int, sampler: _native.Sampler, logprobs: int = -1) -> _native.Sampled:
         if not self._taken:
             with self._computing():

@@ -21,22 +21,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bitnet import _native
-from bitnet.engines import tiles
+from bitnet.engines import layout_detection, tiles
 from bitnet.engines.generation import Generation
 from bitnet.errors import ContextOverflowError, EngineClosedError, ModelFileError, ValidationError
-from bitnet.models import layouts, weight_cache
+from bitnet.models import catalog, layouts, overrides, weight_cache
+from bitnet.models.catalog import CatalogModel
+from bitnet.models.overrides import Overrides
 from bitnet.models.tensor_codec import TlTile
 from bitnet.runtime.answer import Gathering
 from bitnet.runtime.embedding import (
     EMBEDDING_ARCHITECTURES,
     POOLING_TYPES,
-    PREFIXES,
     EmbeddingSequence,
     EmbeddingWindow,
 )
 from bitnet.runtime.runner import Runner
 from bitnet.runtime.scheduler import Scheduler
-from bitnet.runtime.sequence import GenerationSequence, LogitsSequence
+from bitnet.runtime.sequence import GenerationSequence, LogitsSequence, LogprobsSequence
 from bitnet.text.chat_template import ChatTemplate
 from bitnet.text.tokenizer import Tokenizer
 from bitnet.text.tool_calls import prompt_parts
@@ -45,11 +46,12 @@ from bitnet.values import (
     EngineName,
     Health,
     KvType,
+    Layout,
     ModelInfo,
     Pooling,
     QuantType,
     Request,
-    TernaryLayout,
+    Scales,
 )
 
 if TYPE_CHECKING:
@@ -87,32 +89,42 @@ class NativeEngine:
         use_pretuned: bool = True,
         kernel_params: Iterable[tuple[str, int]] = (),
         embd_type: str | None = None,
-        layout: TernaryLayout | None = None,
+        layout: Layout | None = None,
         tl_tiles: tuple[TlTile, ...] = (),
         activation: str | None = None,
+        scales: Scales | None = None,
+        metadata_overrides: Overrides = (),
     ) -> None:
         """Loads the model. The options are those of bitnet.BitNet. Raises ModelFileError and
         ValidationError."""
         started_at = time.perf_counter()
         file = _native.ModelFile(str(path))
-        layouts.check(file, layout, tl_tiles)
+        layouts.check(file, None if layout == "auto" else layout, tl_tiles)
+        facts = overrides.apply(file.metadata, metadata_overrides)
+        reading = layout_detection.choose(
+            path,
+            file,
+            lambda: _text_parts(path, facts)[0],
+            layout=layout,
+            scales=scales,
+            n_threads=n_threads,
+            tl_tiles=tl_tiles,
+            activation=activation or "",
+        )
+        variant = _variant(embd_type, reading.layout, tl_tiles)
         model = _native.Model(
             file,
             n_threads=n_threads,
             use_mmap=use_mmap,
             use_mlock=use_mlock,
-            cache_path=weight_cache.path_for(path, _variant(embd_type, layout, tl_tiles)) if use_mmap else "",
+            cache_path=weight_cache.path_for(path, variant) if use_mmap else "",
             embd_type=embd_type or "",
-            layout=layout or "",
+            layout=reading.layout or "",
             tl_tiles=tl_tiles,
             activation=activation or "",
+            divide_by_scales=reading.scales == "divide",
         )
-        metadata = file.metadata
-        try:
-            self._tokenizer = Tokenizer.from_metadata(metadata)
-            self._chat_template = ChatTemplate.from_metadata(metadata, self._tokenizer)
-        except ModelFileError as error:
-            raise ModelFileError(f"{path}: {error}") from None
+        self._tokenizer, self._chat_template, repairs = _text_parts(path, facts)
         if self._tokenizer.vocab_size != model.vocab_size:
             raise ModelFileError(
                 f"{path}: the tokenizer has {self._tokenizer.vocab_size} tokens, but the embedding has "
@@ -129,12 +141,23 @@ class NativeEngine:
         self._lock = threading.RLock()  # guards _model and _current; a garbage collection may close us
         self._model: _native.Model | None = model
         runner = self._start(model)
-        repairs = [*model.repairs, *self._tokenizer.repairs, *self._chat_template.repairs]
-        warnings = list(model.warnings)
+        known = catalog.identify(model)
+        self._prefixes = catalog.embedding_prefixes(facts)
+        if known is not None and not self._prefixes:
+            self._prefixes = known.embedding_prefixes
+        pooling = _pooling(facts, model.architecture)
+        repairs = [*model.repairs, *repairs]
+        warnings = [*self._tokenizer.warnings, *model.warnings]
+        if reading.repair is not None:
+            repairs.append(reading.repair)
+        if reading.warning is not None:
+            warnings.append(reading.warning)
+        if known is not None and known.pooling not in (None, pooling):
+            warnings.append(_pooling_doubt(pooling, known))
         if self._chat_template.source is not None and self._chat_template.problem is not None:
             warnings.append(self._chat_template.problem)
         self._info = ModelInfo(
-            name=str(metadata.get("general.name") or path.stem),
+            name=str(facts.get("general.name") or path.stem),
             path=str(path),
             architecture=model.architecture,
             activation=model.activation,
@@ -157,7 +180,7 @@ class NativeEngine:
             kv_type=kv_type,
             kv_bytes=runner.kv_bytes,
             has_chat_template=self._chat_template.problem is None,
-            pooling=_pooling(metadata, model.architecture),
+            pooling=pooling,
             repairs=tuple(repairs),
             warnings=tuple(warnings),
             quant_type=quant_type,
@@ -165,10 +188,11 @@ class NativeEngine:
             embd_type=model.embd_type,
             engine=self.name,
             ternary_type="+".join(layouts.ternary_types(file)),
-            layout=layout or next(iter(layouts.candidates(file)), ""),
+            layout=reading.layout or next(iter(layouts.candidates(file)), ""),
+            scales=reading.scales,
+            losses=reading.losses,
         )
-        for message in dict.fromkeys([*repairs, *warnings]):
-            logger.warning("%s: %s", path.name, message)
+        _tell_once(path, [*repairs, *warnings])
         logger.debug(
             "loaded %s in %.3f s: %d threads, %s kernels, packed weights %s",
             path,
@@ -315,17 +339,31 @@ class NativeEngine:
     def detokenize(self, token_ids: Sequence[int], *, skip_special: bool = True) -> str:
         return self._tokenizer.decode(token_ids, skip_special=skip_special)
 
+    def vocabulary(self) -> Sequence[bytes]:
+        return [self._tokenizer.token_bytes(token_id) for token_id in range(self._tokenizer.vocab_size)]
+
     def render(self, request: Request) -> str:
         return self.detokenize(self._prompt_ids(request), skip_special=False)
 
     def count_tokens(self, request: Request) -> int:
         return len(self._prompt_ids(request))
 
-    def logits(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
+    def logits(
+        self, token_ids: Sequence[int], *, first: int = 0, cache_salt: str | None = None
+    ) -> NDArray[np.float32]:
+        self._check_measurable(token_ids)
+        return self._measured(LogitsSequence(token_ids, self._info.vocab_size, first=first, salt=cache_salt))
+
+    def logprobs(self, token_ids: Sequence[int], *, first: int = 1) -> NDArray[np.float64]:
+        self._check_measurable(token_ids)
+        return self._measured(LogprobsSequence(token_ids, first=first))
+
+    def _check_measurable(self, token_ids: Sequence[int]) -> None:
         self._check_ids("token_ids", token_ids)
         if len(token_ids) > self._info.n_ctx:
             raise ContextOverflowError(len(token_ids), self._info.n_ctx)
-        sequence = LogitsSequence(token_ids, self._info.vocab_size)
+
+    def _measured(self, sequence: LogitsSequence | LogprobsSequence) -> NDArray[Any]:
         scheduler = self._scheduler
         scheduler.submit(sequence)
         try:
@@ -380,7 +418,7 @@ class NativeEngine:
                 f"dimensions can only be {info.hidden_size}: this model was not trained for shorter vectors",
                 field="dimensions",
             )
-        prefix = PREFIXES.get(info.name, {}).get(request.kind, "")
+        prefix = self._prefixes.get(request.kind, "") if request.prefix is None else request.prefix
         texts = [self.tokenize(prefix + text) for text in request.texts]
         for index, token_ids in enumerate(texts):
             if len(token_ids) > info.n_ctx:
@@ -412,6 +450,24 @@ class NativeEngine:
             scheduler.close()  # waits, should another thread be closing
 
 
+def _text_parts(path: Path, metadata: Mapping[str, Any]) -> tuple[Tokenizer, ChatTemplate, list[str]]:
+    """Tokenizer and chat template, and what was repaired. Raises ModelFileError naming the file."""
+    try:
+        tokenizer = Tokenizer.from_metadata(metadata)
+        template = ChatTemplate.from_metadata(metadata, tokenizer)
+    except ModelFileError as error:
+        raise ModelFileError(f"{path}: {error}") from None
+    repairs = [*tokenizer.repairs, *template.repairs]
+    end = template.end_of_turn()
+    if end is not None and end not in tokenizer.end_ids and end != tokenizer.bos_id:
+        tokenizer = tokenizer.ending_with(end)
+        repairs.append(
+            f"The chat template ends each answer with {tokenizer.token_text(end)} ({end}), which the model "
+            "file does not name as the end of a turn; it ends answers here, too."
+        )
+    return tokenizer, template, repairs
+
+
 def _variant(embd_type: str | None, layout: str | None, tl_tiles: tuple[TlTile, ...]) -> str:
     """What tells the packed weights of one file from others of it, for a file name."""
     tiles = f"tl{zlib.crc32(repr(tl_tiles).encode()):08x}" if tl_tiles else ""
@@ -423,6 +479,27 @@ def _pooling(metadata: Mapping[str, Any], architecture: str) -> Pooling | None:
     if declared is None:
         return "last" if architecture in EMBEDDING_ARCHITECTURES else "mean"
     return POOLING_TYPES.get(declared) if isinstance(declared, int) else None
+
+
+def _pooling_doubt(pooling: Pooling | None, known: CatalogModel) -> str:
+    declared = pooling or "in a way unknown here"
+    return (
+        f"The model file declares the pooling {declared}, and the model card of {known.title} says "
+        f"{known.pooling}. The file is followed; if its vectors find the wrong texts, override it (metadata "
+        f"override: pooling_type={known.pooling})."
+    )
+
+
+_told: set[tuple[str, int, str]] = set()
+
+
+def _tell_once(path: Path, messages: Iterable[str]) -> None:
+    """Log each message about a file once in this process, however often the file is loaded."""
+    for message in dict.fromkeys(messages):
+        key = (os.path.realpath(path), path.stat().st_mtime_ns, message)
+        if key not in _told:
+            _told.add(key)
+            logger.warning("%s: %s", path.name, message)
 
 
 def _text_overflow(index: int, n_tokens: int, n_ctx: int) -> ContextOverflowError:

@@ -5,9 +5,11 @@ What keys and tensors mean is the caller's business; packing ternary matrices is
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from enum import IntEnum
 from math import prod
 from pathlib import Path
@@ -20,7 +22,7 @@ ALIGNMENT: Final = 32
 """Bytes; the default of the format, so that `general.alignment` need not be written."""
 
 TensorBytes: TypeAlias = bytes | bytearray | memoryview | NDArray[Any]
-TensorData: TypeAlias = TensorBytes | Callable[[], TensorBytes]
+TensorData: TypeAlias = TensorBytes | Callable[[], TensorBytes | Iterator[TensorBytes]]
 Kind: TypeAlias = str | tuple[str, str]
 """The type of a metadata value: "u8" … "f64", "bool", "string", or ("array", kind)."""
 
@@ -124,8 +126,9 @@ class GgufWriter:
     ) -> None:
         """Add a tensor: `dims` in GGUF order (dims[0], the fastest: in features), `data` its bytes as stored.
 
-        `data` may be a function that returns them: it is called once, while the file is written, so that a
-        large model is never in memory as a whole. Raises ValueError for a repeated name or a wrong size.
+        `data` may be a function that returns them, or an iterator of pieces of them: it is called once, while
+        the file is written, so that a large model is never in memory as a whole. Raises ValueError for a
+        repeated name or a wrong size.
         """
         if not name or len(name.encode()) >= 64 or name in self._tensors:  # 64: the limit of upstream readers
             raise ValueError(f"tensor name {name!r} is empty, longer than 63 bytes, or was added before")
@@ -138,21 +141,23 @@ class GgufWriter:
             _check_size(name, data, expected)
         self._tensors[name] = (shape, type_id, data)
 
-    def write(self) -> None:
-        """Write the file: to a temporary name beside it, then renamed."""
+    def write(self, progress: Callable[[int], None] | None = None) -> None:
+        """Write the file: under no name or a temporary one, then renamed. progress: is told how many bytes
+        of tensors were written since it was last called."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
         try:
-            with temporary.open("wb") as file:
-                self._write_to(file)
+            with _open_new(temporary) as file:
+                self._write_to(file, progress or (lambda n_bytes: None))
                 file.flush()
                 os.fsync(file.fileno())
+                _give_name(file, temporary)
             os.replace(temporary, self.path)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
 
-    def _write_to(self, file: IO[bytes]) -> None:
+    def _write_to(self, file: IO[bytes], progress: Callable[[int], None]) -> None:
         file.write(struct.pack("<4sIQQ", b"GGUF", 3, len(self._tensors), len(self._metadata)))
         for key, encoded in self._metadata.items():
             file.write(_encode_string(key) + encoded)
@@ -167,8 +172,55 @@ class GgufWriter:
         for name, (dims, type_id, data) in self._tensors.items():
             size = tensor_bytes(type_id, dims)
             content = data() if callable(data) else data
-            file.write(_check_size(name, content, size))
+            if isinstance(content, Iterator):
+                _write_pieces(file, name, content, size, progress)
+            else:
+                file.write(_check_size(name, content, size))
+                progress(size)
             file.write(bytes(_aligned(size) - size))
+
+
+def _open_new(path: Path) -> IO[bytes]:
+    """A new file, without a name where the system can do that (Linux): nothing of it survives a kill."""
+    if hasattr(os, "O_TMPFILE"):
+        with contextlib.suppress(OSError):
+            return os.fdopen(os.open(path.parent, os.O_TMPFILE | os.O_RDWR, 0o666), "w+b")
+    return path.open("wb")
+
+
+def _give_name(file: IO[bytes], path: Path) -> None:
+    if not isinstance(file.name, int):  # it has one
+        return
+    path.unlink(missing_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        # With a folder, os.link is linkat(2) with AT_SYMLINK_FOLLOW, which follows what /proc shows.
+        os.link(f"/proc/self/fd/{file.fileno()}", path, src_dir_fd=folder)
+    except OSError:  # /proc is not there, or the file system has no such links
+        file.seek(0)
+        with path.open("wb") as copy:
+            shutil.copyfileobj(file, copy, 1 << 20)
+            copy.flush()
+            os.fsync(copy.fileno())
+    finally:
+        os.close(folder)
+
+
+def _write_pieces(
+    file: IO[bytes], name: str, pieces: Iterator[TensorBytes], expected: int, progress: Callable[[int], None]
+) -> None:
+    n_bytes = 0
+    for piece in pieces:
+        view = _as_bytes(piece)
+        n_bytes += view.nbytes
+        if n_bytes > expected:
+            break
+        file.write(view)
+        progress(view.nbytes)
+    if n_bytes != expected:
+        raise ValueError(
+            f"tensor {name}: {n_bytes} bytes or more given, its type and dimensions need {expected}"
+        )
 
 
 def _encode_value(value: Any, kind: Kind) -> bytes:
@@ -200,10 +252,14 @@ def _encode_string(text: str) -> bytes:
     return struct.pack("<Q", len(encoded)) + encoded
 
 
-def _check_size(name: str, data: TensorBytes, expected: int) -> memoryview:
+def _as_bytes(data: TensorBytes) -> memoryview:
     if isinstance(data, np.ndarray):
         data = np.ascontiguousarray(data).view(np.uint8).reshape(-1).data
-    view = memoryview(data).cast("B")
+    return memoryview(data).cast("B")
+
+
+def _check_size(name: str, data: TensorBytes, expected: int) -> memoryview:
+    view = _as_bytes(data)
     if view.nbytes != expected:
         raise ValueError(f"tensor {name}: {view.nbytes} bytes given, its type and dimensions need {expected}")
     return view

@@ -10,6 +10,8 @@ from typing import Any
 
 from bitnet import _native
 from bitnet.errors import ModelFileError
+from bitnet.models import overrides
+from bitnet.models.overrides import Overrides
 from bitnet.text.builtin_templates import choose_template
 from bitnet.text.tokenizer import Tokenizer
 
@@ -23,15 +25,17 @@ class ModelHeader:
     has_chat_template: bool
 
 
-def read_header(path: Path) -> ModelHeader:
-    """Read once for each version of a file. Raises ModelFileError, and OSError if there is no file."""
+def read_header(path: Path, user: Overrides = ()) -> ModelHeader:
+    """Read once for each version of a file. user: what the user says against it.
+
+    Raises ModelFileError, and OSError if there is no file."""
     status = os.stat(path)
-    return _read(str(path), status.st_size, status.st_mtime_ns)
+    return _read(str(path), status.st_size, status.st_mtime_ns, user)
 
 
 @functools.lru_cache(maxsize=64)
-def _read(path: str, n_bytes: int, changed: int) -> ModelHeader:
-    metadata: dict[str, Any] = _native.ModelFile(path).metadata
+def _read(path: str, n_bytes: int, changed: int, user: Overrides) -> ModelHeader:
+    metadata = overrides.apply(_native.ModelFile(path).metadata, user)
     key = f"{metadata.get('general.architecture')}.context_length"
     context_length = metadata.get(key)
     if not isinstance(context_length, int) or context_length < 1:

@@ -7,6 +7,7 @@ without.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import os
@@ -58,9 +59,8 @@ def path_for(model: Path, variant: str = "", *, min_bytes: int = MIN_BYTES) -> s
         if model.stat().st_size < min_bytes:
             return ""
         folder = own_folder()
-        source = os.path.realpath(model)
         stem = re.sub(r"[^A-Za-z0-9._-]", "_", model.stem)[:60] + (variant and f"-{variant}")
-        file = folder / f"{stem}-{hashlib.sha256(os.fsencode(source)).hexdigest()[:24]}{_SUFFIX}"
+        file = folder / f"{stem}-{_digest(model)}{_SUFFIX}"
         if not os.access(folder, os.W_OK):
             return str(file) if os.access(file, os.R_OK) else ""
         if file.exists():
@@ -70,6 +70,29 @@ def path_for(model: Path, variant: str = "", *, min_bytes: int = MIN_BYTES) -> s
     except (OSError, RuntimeError) as error:
         logger.debug("no cache for packed weights: %s", error)
         return ""
+
+
+def note_path(model: Path, ending: str) -> Path:
+    """Where something found out of a model file is remembered. Raises RuntimeError if there is no home."""
+    return directory() / f"{_digest(model)}.{ending}"
+
+
+def remove(model: Path) -> int:
+    """Remove the packed weights of a model file, which may be gone, and what was found out of it.
+
+    Returns the bytes that are free now."""
+    freed = 0
+    with contextlib.suppress(OSError, RuntimeError):
+        digest = _digest(model)
+        folder = directory()
+        for file in (*folder.glob(f"*-{digest}{_SUFFIX}*"), *folder.glob(f"{digest}.*")):
+            freed += file.stat().st_size
+            file.unlink()
+    return freed
+
+
+def _digest(model: Path) -> str:
+    return hashlib.sha256(os.fsencode(os.path.realpath(model))).hexdigest()[:24]
 
 
 def _remove_unused(folder: Path) -> None:

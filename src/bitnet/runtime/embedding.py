@@ -17,15 +17,11 @@ from numpy.typing import NDArray
 from bitnet.engines.generation import Outlet
 from bitnet.errors import CancelledError, ModelFileError, OverloadedError
 from bitnet.runtime.sequence import Sequence
-from bitnet.values import EmbeddingKind, Pooling
+from bitnet.values import Pooling
 
 if TYPE_CHECKING:
     from bitnet.runtime.runner import Runner
     from bitnet.runtime.scheduler import Scheduler
-
-# Words that a model expects before a text, by the model's own name (general.name) and the kind of text. None
-# of the models that are computed today declares any: queries and documents are embedded alike.
-PREFIXES: dict[str, dict[EmbeddingKind, str]] = {}
 
 # Those of models trained to embed: by the state of the last token, where the file does not say, and so that
 # the first part of a vector is a shorter one.
@@ -49,6 +45,7 @@ class EmbeddingSequence(Sequence):
         normalize: bool,
         dimensions: int | None = None,
     ) -> None:
+        """dimensions: how many of the vector's first numbers to keep, before it is scaled; None = all."""
         super().__init__(token_ids)
         self.outlet: Outlet[NDArray[np.float32]] = Outlet()
         self._pooling = pooling

@@ -42,12 +42,20 @@ class BlockTable:
 
     The first len(nodes) are known to the cache, may be used by others as well, and are not written any more.
     salt: only sequences of the same salt share blocks; None = it shares with nobody.
+    most_reused: tokens that others may have computed at most, for a sequence that needs the outputs of the
+    rest; None = all but the last.
     """
 
-    def __init__(self, salt: str | None) -> None:
+    def __init__(self, salt: str | None, most_reused: int | None = None) -> None:
         self.salt = salt
+        self.most_reused = most_reused
         self.blocks: list[int] = []
         self.nodes: list[_Node] = []
+
+
+def _reusable(table: BlockTable, token_ids: TokenIds[int]) -> int:
+    most = len(token_ids) - 1
+    return most if table.most_reused is None else min(most, table.most_reused)
 
 
 class PrefixCache:
@@ -78,8 +86,8 @@ class PrefixCache:
     ) -> int | None:
         """Blocks for all of token_ids, if n_spare more remain free, else None and nothing is changed.
 
-        Returns how many tokens need not be computed; the last one always does. copy(source, target): copy a
-        block.
+        Returns how many tokens need not be computed; the last one always does, see BlockTable.
+        copy(source, target): copy a block.
         """
         size = self._block_size
         nodes = list(self._known(table, token_ids))
@@ -90,7 +98,7 @@ class PrefixCache:
             self._use(table, node)
         n_reused = len(nodes) * size
         if table.salt is not None:
-            rest = tuple(token_ids[n_reused : min(n_reused + size, len(token_ids) - 1)])
+            rest = tuple(token_ids[n_reused : min(n_reused + size, _reusable(table, token_ids))])
             source, n_alike = self._alike(self._parent(table), rest)
             if source is not None:
                 if source in self._unused:
@@ -140,7 +148,7 @@ class PrefixCache:
         """Equal for two sequences that `adopt` the next block from each other; None if there is none."""
         begin = len(table.nodes) * self._block_size
         end = begin + self._block_size
-        if table.salt is None or end >= len(token_ids):
+        if table.salt is None or end > _reusable(table, token_ids):
             return None
         return table.nodes[-1] if table.nodes else table.salt, tuple(token_ids[begin:end])
 
@@ -160,12 +168,12 @@ class PrefixCache:
         table.nodes.clear()
 
     def _known(self, table: BlockTable, token_ids: TokenIds[int]) -> Iterator[_Node]:
-        """The known blocks that come next in token_ids, whose last token is left out."""
+        """The known blocks that come next in token_ids."""
         if table.salt is None:
             return
         size = self._block_size
         node = table.nodes[-1] if table.nodes else self._roots.get(table.salt)
-        for begin in range(len(table.nodes) * size, len(token_ids) - size, size):
+        for begin in range(len(table.nodes) * size, _reusable(table, token_ids) - size + 1, size):
             node = None if node is None else node.children.get(tuple(token_ids[begin : begin + size]))
             if node is None:
                 return

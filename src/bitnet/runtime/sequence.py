@@ -39,17 +39,23 @@ class Sequence(ABC):
     admitted_at: when the scheduler took it out of the queue first, in seconds of time.perf_counter.
     """
 
-    max_chunk = 2**31 - 1  # tokens to compute in one step at most
     outlet: Outlet[Any]
 
-    def __init__(self, token_ids: TokenIds[int], salt: str | None = None) -> None:
-        """salt: blocks are shared with sequences of the same salt; None = every token is computed here, which
-        is for those that need the outputs of all."""
+    def __init__(
+        self, token_ids: TokenIds[int], salt: str | None = None, most_reused: int | None = None
+    ) -> None:
+        """salt: blocks are shared with sequences of the same salt; None = every token is computed here.
+        most_reused: tokens that may come from there at most, for those that need the outputs of the rest."""
         self.token_ids = list(token_ids)
         self.n_computed = 0
         self.n_cached = 0
-        self.table = BlockTable(salt)
+        self.table = BlockTable(salt, most_reused)
         self.admitted_at: float | None = None
+
+    @property
+    def max_chunk(self) -> int:
+        """Tokens to compute in one step at most."""
+        return 2**31 - 1
 
     @property
     def n_pending(self) -> int:
@@ -274,23 +280,40 @@ def _sampler(sampling: Sampling, prompt_ids: TokenIds[int], index: int) -> _nati
     )
 
 
-class LogitsSequence(Sequence):
-    """Tokens whose logits are all wanted."""
+class _Measured(Sequence):
+    """Tokens of which something is measured at every position from `first` on."""
 
-    max_chunk = LOGITS_CHUNK
+    def __init__(self, token_ids: TokenIds[int], first: int, salt: str | None) -> None:
+        super().__init__(token_ids, salt, most_reused=first)
+        self._first = first
 
-    def __init__(self, token_ids: TokenIds[int], vocab_size: int) -> None:
-        super().__init__(token_ids)
-        self.outlet: Outlet[NDArray[np.float32]] = Outlet()
-        self._logits = np.empty((len(token_ids), vocab_size), np.float32)
+    @property
+    def max_chunk(self) -> int:
+        return LOGITS_CHUNK + max(0, self._first - self.n_computed)
 
     def outputs(self, count: int) -> range:
-        return range(count)
+        return range(min(count, max(0, self._first - self.n_computed)), count)
+
+    def _advance(self, count: int) -> slice:
+        """Which of the measurements belong to the `count` tokens that were computed."""
+        begin = max(self.n_computed, self._first)
+        self.n_computed += count
+        return slice(begin - self._first, max(begin, self.n_computed) - self._first)
+
+
+class LogitsSequence(_Measured):
+    """Tokens whose logits are wanted: [n_tokens - first, vocab_size]."""
+
+    def __init__(
+        self, token_ids: TokenIds[int], vocab_size: int, *, first: int = 0, salt: str | None = None
+    ) -> None:
+        super().__init__(token_ids, first, salt)
+        self.outlet: Outlet[NDArray[np.float32]] = Outlet()
+        self._logits = np.empty((len(token_ids) - first, vocab_size), np.float32)
 
     def advance(self, runner: Runner, row: int, count: int, guesses: TokenIds[int] = ()) -> bool:
-        rows = runner.logits()[row : row + count]
-        self._logits[self.n_computed : self.n_computed + count] = rows
-        self.n_computed += count
+        part = self._advance(count)
+        self._logits[part] = runner.logits()[row : row + part.stop - part.start]
         return self.n_pending == 0
 
     def finish(self) -> None:
@@ -298,3 +321,26 @@ class LogitsSequence(Sequence):
 
     def abort(self) -> None:
         self.outlet.fail(CancelledError("the computation of logits was cancelled"))
+
+
+class LogprobsSequence(_Measured):
+    """A text whose tokens' log-probabilities are wanted, from token `first` on: [n_tokens - first], f64."""
+
+    def __init__(self, token_ids: TokenIds[int], *, first: int = 1) -> None:
+        """first: at least 1, for nothing precedes token 0."""
+        super().__init__(token_ids[:-1], first - 1, None)
+        self.outlet: Outlet[NDArray[np.float64]] = Outlet()
+        self._targets = np.array(token_ids[first:], np.int32)
+        self._logprobs = np.empty(len(self._targets))
+
+    def advance(self, runner: Runner, row: int, count: int, guesses: TokenIds[int] = ()) -> bool:
+        part = self._advance(count)
+        if part.stop > part.start:
+            self._logprobs[part] = runner.logprobs(self._targets[part], row)
+        return self.n_pending == 0
+
+    def finish(self) -> None:
+        self.outlet.finish(self._logprobs)
+
+    def abort(self) -> None:
+        self.outlet.fail(CancelledError("the computation of log-probabilities was cancelled"))

@@ -118,6 +118,7 @@ EMBEDDINGS: Mapping[str, Parameter] = {
     "encoding_format": _TAKEN,
     "dimensions": Taken("dimensions"),
     "kind": Taken("kind"),
+    "prefix": Taken("prefix"),
     "pooling": Taken("pooling"),
     "normalize": Taken("normalize"),
 }

@@ -62,7 +62,7 @@ def choose_template(metadata: Mapping[str, Any], tokenizer: Tokenizer) -> Choice
         return Choice(
             BITNET_2B_4T,
             "The chat template in the model file is a converter's placeholder; "
-            "the one of BitNet b1.58 2B-4T is used.",
+            "the one of BitNet b1.58 2B-4T is used (metadata override: tokenizer.chat_template).",
         )
     if embedded is not None and embedded.strip():
         return Choice(embedded)
@@ -70,7 +70,11 @@ def choose_template(metadata: Mapping[str, Any], tokenizer: Tokenizer) -> Choice
     if known is None:
         return Choice(None)
     model, source = known
-    return Choice(source, f"The model file has no chat template; the one of {model} is used.")
+    return Choice(
+        source,
+        f"The model file has no chat template; the one of {model} is used "
+        "(metadata override: tokenizer.chat_template).",
+    )
 
 
 def _known_model(metadata: Mapping[str, Any], tokenizer: Tokenizer) -> tuple[str, str] | None:

@@ -16,6 +16,8 @@ from bitnet.errors import ModelFileError, ValidationError
 from .vocabulary import TokenType, Vocabulary, byte_value, is_valid_unicode, raw_bytes
 
 _LLAMA3_VOCAB_SIZE = 128256
+_FALCON3_VOCAB_SIZE = 131072
+_SPACE = "\u0120"  # how GPT-2's alphabet writes a space
 
 
 @dataclass(frozen=True)
@@ -65,12 +67,38 @@ def choose_splitter(vocabulary: Vocabulary, repairs: list[str]) -> Splitter:
                 f"known: {', '.join(SPLITTERS)}"
             )
         return SPLITTERS[vocabulary.pre]
-    name = "llama-bpe" if len(vocabulary.tokens) == _LLAMA3_VOCAB_SIZE else "gpt-2"
+    name, reason = _splitter_of(vocabulary)
     repairs.append(
-        f"The model file names no pre-tokenizer (tokenizer.ggml.pre); {name} is used, "
-        f"going by the {len(vocabulary.tokens)} tokens of the vocabulary."
+        f"The model file names no pre-tokenizer; {name} is used, because {reason} "
+        "(metadata override: tokenizer.ggml.pre)."
     )
     return SPLITTERS[name]
+
+
+def _splitter_of(vocabulary: Vocabulary) -> tuple[str, str]:
+    """The splitter that a vocabulary was made with, and why.
+
+    By the size and the special tokens of known families; else by what only one kind of splitter can have
+    left: GPT-2's keeps numbers whole, with the space before them; Llama 3's cuts them into three digits at
+    most; Qwen 2's into single ones.
+    """
+    n_tokens, ids = len(vocabulary.tokens), vocabulary.ids
+    if n_tokens == _LLAMA3_VOCAB_SIZE:
+        return "llama-bpe", f"the vocabulary has {n_tokens} tokens, as Llama 3's"
+    if n_tokens == _FALCON3_VOCAB_SIZE and "<|endoftext|>" in ids:
+        return "falcon3", f"the vocabulary has {n_tokens} tokens, as Falcon 3's"
+    if "<|begin_of_text|>" in ids and "<|end_of_text|>" in ids:
+        return "llama-bpe", "the vocabulary has the special tokens of Llama 3"
+    spaced = any(token[:1] == _SPACE and token[1:].isdecimal() for token in vocabulary.tokens)
+    numbers = [token for token in vocabulary.tokens if token.isascii() and token.isdecimal()]
+    digits = max(map(len, numbers), default=1)
+    if digits == 1 and not spaced and {"<|endoftext|>", "<|im_start|>", "<|im_end|>"} <= ids.keys():
+        return "qwen2", "the vocabulary has the special tokens of Qwen 2, and no numbers"
+    if spaced or digits > 3:
+        return "gpt-2", "its tokens hold whole numbers"
+    if digits > 1:
+        return "llama-bpe", f"its tokens hold {digits} digits at most"
+    return "gpt-2", "nothing in the vocabulary tells it"
 
 
 def _byte_alphabet() -> dict[int, str]:

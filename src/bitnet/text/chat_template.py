@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from bitnet.errors import ChatTemplateError
+from bitnet.errors import ChatTemplateError, ValidationError
 
 from .builtin_templates import choose_template
 from .content_guard import ContentGuard, choose_mark
@@ -67,6 +67,17 @@ class ChatTemplate:
         if choice.repair is not None:
             template.repairs.append(choice.repair)
         return template
+
+    def end_of_turn(self) -> int | None:
+        """The control token that the template writes behind the text of an assistant, if it does."""
+        probe = "END-OF-TURN-PROBE"
+        messages = [{"role": "user", "content": "x"}, {"role": "assistant", "content": probe}]
+        try:
+            _, found, rest = self.render_text(messages, add_generation_prompt=False).rpartition(probe)
+        except (ChatTemplateError, ValidationError):
+            return None
+        first = self._tokenizer.split_special(rest.lstrip(), controls=True)[:1]
+        return first[0] if found and first and isinstance(first[0], int) else None
 
     @property
     def supports_tools(self) -> bool:

@@ -63,7 +63,8 @@ class SpecialTokens:
         if added and "eot" not in named:
             names = ", ".join(f"{vocabulary.tokens[token_id]} ({token_id})" for token_id in sorted(added))
             repairs.append(
-                f"The model file names no end-of-turn token; these tokens also end an answer: {names}."
+                f"The model file names no end-of-turn token; these tokens also end an answer: {names} "
+                "(metadata override: tokenizer.ggml.eot_token_id)."
             )
         end |= end_by_name
         control |= end

@@ -6,6 +6,7 @@ own; streaming is in incremental.py.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -21,13 +22,15 @@ from .vocabulary import Vocabulary
 class Tokenizer:
     """The tokenizer of one model. Immutable after construction; safe to share between threads.
 
-    `repairs` tells, in sentences for a log, what was wrong with the file and what was done about it.
+    `repairs` tells, in sentences for a log, what was wrong with the file and what was done about it;
+    `warnings` what else its user should know.
     """
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         """Raises ModelFileError if the vocabulary cannot be used as its model says."""
         special = SpecialTokens.of(vocabulary)
         self.repairs: list[str] = []
+        self.warnings: list[str] = []
         self._tokens = vocabulary.tokens
         self._ids_by_text = vocabulary.ids
         self._special = special
@@ -42,6 +45,12 @@ class Tokenizer:
             self._bytes = sentence_piece.token_bytes(vocabulary)
             self.space_prefix, add_bos = self._model.space_prefix, True
         self.repairs += special.repairs
+        if not special.end:
+            self.warnings.append(
+                "The model file names no token that ends an answer, and none of its tokens is known for "
+                "that: answers end at max_tokens or a stop string only. If there is one, say so (metadata "
+                "override: tokenizer.ggml.eot_token_id)."
+            )
         self.vocab_size = len(vocabulary.tokens)
         self.bos_id: int | None = vocabulary.named_ids.get("bos")
         self.eos_id: int | None = vocabulary.named_ids.get("eos")
@@ -72,6 +81,13 @@ class Tokenizer:
         kind.
         """
         return cls(Vocabulary.from_metadata(metadata))
+
+    def ending_with(self, token_id: int) -> Tokenizer:
+        """The same tokenizer, with one more token that ends an answer."""
+        other = copy.copy(self)
+        other.end_ids = self.end_ids | {token_id}
+        other.warnings = []
+        return other
 
     @property
     def control_texts(self) -> Mapping[str, int]:

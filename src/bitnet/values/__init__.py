@@ -12,8 +12,10 @@ from .info import (
     EngineName,
     Health,
     KvType,
+    Layout,
     ModelInfo,
     QuantType,
+    Scales,
     TernaryLayout,
 )
 from .messages import ROLES, Message, MessageLike, as_messages
@@ -39,6 +41,7 @@ __all__ = [
     "GenerateOptions",
     "Health",
     "KvType",
+    "Layout",
     "Message",
     "MessageLike",
     "ModelInfo",
@@ -48,6 +51,7 @@ __all__ = [
     "Reply",
     "Request",
     "Sampling",
+    "Scales",
     "TernaryLayout",
     "Timings",
     "TokenLogprob",

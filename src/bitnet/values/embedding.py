@@ -23,8 +23,9 @@ class EmbeddingRequest:
     pooling: "mean" of all tokens' hidden states, or the "last" token's; None = as the model declares, which
     for a plain language model is the mean.
     normalize: scale each vector to the length 1.
-    dimensions: keep only so many of each vector's numbers, the first ones (before it is scaled), of models
-    that were trained for that; None = all.
+    dimensions: only that many of each vector's first numbers, before it is scaled; for models that were
+    trained to be shortened (Matryoshka). None = all.
+    prefix: words before each text; None = those that the model is known to expect for this kind.
     Raises ValidationError naming the field.
     """
 
@@ -33,6 +34,7 @@ class EmbeddingRequest:
     pooling: Pooling | None = None
     normalize: bool = True
     dimensions: int | None = None
+    prefix: str | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "texts", _texts(self.texts))
@@ -45,6 +47,8 @@ class EmbeddingRequest:
         as_flag("normalize", self.normalize)
         if self.dimensions is not None:
             as_integer("dimensions", self.dimensions, 1, 2**31 - 1)
+        if self.prefix is not None:
+            as_text("prefix", self.prefix)
 
 
 def _texts(value: Any) -> tuple[str, ...]:

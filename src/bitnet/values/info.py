@@ -19,6 +19,9 @@ EngineChoice = Literal["auto", "native", "mlx"]
 # bitnet.models.tensor_codec, and the activation where the architecture's name stands for two.
 TernaryLayout = Literal["x128", "arm64", "row4", "preset"]
 Activation = Literal["relu2", "silu"]
+# The layout, or "auto": found out; and whether scales multiply or divide. See bitnet.BitNet.
+Layout = Literal["x128", "arm64", "row4", "preset", "auto"]
+Scales = Literal["multiply", "divide", "auto"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,8 +50,9 @@ class ModelInfo:
     pooling: how `embed` makes one vector of a text if it is not told; None = in a way unknown here.
     quant_type, tiles: how ternary products are computed, see bitnet.BitNet. embd_type: what embedding and
     head are kept as, such as "F16". ternary_type: the types of the file's ternary tensors, such as "I2_S".
-    layout: how they were read, where the file leaves a choice. engine, kernels: who computes, and in which
-    way.
+    layout: how they were read, where the file leaves a choice; scales: whether they multiply or divide;
+    losses: of each way that was tried to find that out, nats a token.
+    engine, kernels: who computes, and in which way.
     repairs: what was wrong in the file and is handled; warnings: what else its user should know.
     In api mode path is the server's address, and what the server does not tell is 0 or empty.
     """
@@ -85,6 +89,8 @@ class ModelInfo:
     engine: EngineName | Literal[""] = ""
     ternary_type: str = ""
     layout: str = ""
+    scales: str = ""
+    losses: Mapping[str, float] = field(default_factory=dict, hash=False)
 
     @property
     def memory_bytes(self) -> int:

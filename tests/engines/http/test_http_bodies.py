@@ -225,6 +225,16 @@ def test_embeddings() -> None:
         "pooling": "last",
         "normalize": False,
     }
+    shorter = EmbeddingRequest(texts=("a",), dimensions=64)
+    for server in (OURS, LLAMA, OPENAI):
+        assert embedding_body(server, shorter, ("a",))["dimensions"] == 64
+    short = EmbeddingRequest(texts=("a", "b"), prefix="query: ", dimensions=8)
+    ours = embedding_body(OURS, short, short.texts)
+    assert (ours["input"], ours["prefix"], ours["dimensions"]) == (["a", "b"], "query: ", 8)
+    theirs = embedding_body(OPENAI, short, short.texts)  # which knows no prefix
+    assert theirs == {"input": ["query: a", "query: b"], "dimensions": 8, **{
+        name: theirs[name] for name in ("model", "encoding_format")
+    }}  # fmt: skip
     for server in (LLAMA, OPENAI):
         with pytest.raises(CapabilityError) as caught:
             embedding_body(server, asked, asked.texts)

@@ -28,6 +28,16 @@ async def test_queries_and_documents_are_told_apart() -> None:
     assert [request.normalize for request in engine.embedding_requests] == [True] * 4
 
 
+async def test_shortened_vectors() -> None:
+    client = BitNet.from_engine(FakeEngine(embedding_dim=8))
+    embeddings = BitNetEmbeddings(client=client, dimensions=4)
+    whole = BitNetEmbeddings(client=client, normalize=False).embed_query("fox")
+    short = embeddings.embed_query("fox")
+    assert short == await embeddings.aembed_query("fox") == embeddings.embed_documents(["fox"])[0]
+    length = math.dist(whole[:4], [0.0] * 4)
+    assert short == pytest.approx([value / length for value in whole[:4]])
+
+
 def test_vectors() -> None:
     embeddings = BitNetEmbeddings()
     texts = ["A fox in the wood.", "A ship on the sea."]

@@ -274,9 +274,12 @@ def embedding_body(server: Server, request: EmbeddingRequest, texts: Sequence[st
     if server.kind == "bitnet":
         body["kind"] = request.kind
         body["normalize"] = request.normalize
-        if request.pooling is not None:
-            body["pooling"] = request.pooling
+        for name in ("pooling", "prefix"):
+            if getattr(request, name) is not None:
+                body[name] = getattr(request, name)
         return body
+    if request.prefix:
+        body["input"] = [request.prefix + text for text in texts]
     if request.pooling is not None:
         raise _lacks(server, "pooling", "to be chosen")
     if not request.normalize:

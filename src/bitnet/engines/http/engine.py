@@ -207,6 +207,9 @@ class HttpEngine:
             raise ServerError(f"the server's answer cannot be understood: {answer!r:.100}")
         return text
 
+    def vocabulary(self) -> Sequence[bytes]:
+        raise self._lacks("its vocabulary to tell")
+
     def render(self, request: Request) -> str:
         server = self._server()
         if request.messages is None:
@@ -242,8 +245,13 @@ class HttpEngine:
         names = ("messages", "tools", "tool_choice", "chat_template_kwargs")
         return {name: body[name] for name in names if name in body}
 
-    def logits(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
+    def logits(
+        self, token_ids: Sequence[int], *, first: int = 0, cache_salt: str | None = None
+    ) -> NDArray[np.float32]:
         raise self._lacks("logits")
+
+    def logprobs(self, token_ids: Sequence[int], *, first: int = 1) -> NDArray[np.float64]:
+        raise self._lacks("logprobs of a given text")
 
     def embed(self, request: EmbeddingRequest) -> NDArray[np.float32]:
         return self._wait(lambda loop: self._embed(loop, request))

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from bitnet.errors import ModelNotFoundError
 
-FILE_NAME = "bitnet-tiny.gguf"
+NAME = "bitnet-tiny"  # what it is called where it must have a name
+FILE_NAME = f"{NAME}.gguf"
 
 
 def path() -> Path:

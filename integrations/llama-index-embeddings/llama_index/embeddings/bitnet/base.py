@@ -43,10 +43,13 @@ class BitNetEmbedding(Connection, BaseEmbedding):
     """How a text's tokens become one vector; None = as the model declares, for a language model the mean."""
     normalize: bool = True
     """Scale vectors to the length 1."""
+    dimensions: int | None = Field(default=None, gt=0)
+    """Keep only that many of a vector's first numbers, before it is scaled: for models that were trained to
+    be shortened. None = all."""
     query_instruction: str | None = None
-    """Put before each query."""
+    """Put before each query; None = what the model is known to expect there."""
     text_instruction: str | None = None
-    """Put before each text that is indexed."""
+    """Put before each text that is indexed; None = what the model is known to expect there."""
     truncate: bool = False
     """Cut texts that do not fit into the context. If not, they raise bitnet.ContextOverflowError."""
     embed_batch_size: int = Field(default=32, gt=0, le=2048)
@@ -117,11 +120,21 @@ class BitNetEmbedding(Connection, BaseEmbedding):
         return _lists(await self.connect().aembed(prepared, **self._options(kind)))
 
     def _options(self, kind: EmbeddingKind) -> dict[str, Any]:
-        return {"kind": kind, "pooling": self.pooling, "normalize": self.normalize}
+        return {
+            "kind": kind,
+            "pooling": self.pooling,
+            "normalize": self.normalize,
+            "dimensions": self.dimensions,
+            # An instruction of the user's own, which `_prepared` put there, stands in place of the model's.
+            "prefix": None if self._instruction(kind) is None else "",
+        }
+
+    def _instruction(self, kind: EmbeddingKind) -> str | None:
+        return self.query_instruction if kind == "query" else self.text_instruction
 
     def _prepared(self, texts: Sequence[str], kind: EmbeddingKind) -> list[str]:
-        instruction = self.query_instruction if kind == "query" else self.text_instruction
-        whole = [(instruction or "") + text for text in texts]
+        instruction = self._instruction(kind) or ""
+        whole = [instruction + text for text in texts]
         return [self._cut(text) for text in whole] if self.truncate else whole
 
     def _cut(self, text: str) -> str:

@@ -1,0 +1,3 @@
+import logging
+
+logging.getLogger("bitnet").setLevel(logging.ERROR)
