@@ -337,6 +337,124 @@ nb::object compare_logits(FloatRows a, FloatRows b, TokenArray target_ids, int n
     return nb::cast(array);
 }
 
+// ---- weights and logits for engines that compute elsewhere -----------------------------------------------------------------
+
+const LayerWeights& layer_at(const Model& model, int layer) {
+    if (layer < 0 || layer >= model.sizes().n_layers) throw InvalidRequestError("layer " + std::to_string(layer) + " does not exist");
+    return model.layers()[static_cast<size_t>(layer)];
+}
+
+const Projection& projection_named(const LayerWeights& layer, const std::string& name) {
+    const std::pair<const char*, const Projection*> all[] = {{"q", &layer.q},       {"k", &layer.k},   {"v", &layer.v},      {"o", &layer.o},
+                                                             {"gate", &layer.gate}, {"up", &layer.up}, {"down", &layer.down}};
+    const auto* found = std::find_if(std::begin(all), std::end(all), [&](const auto& entry) { return name == entry.first; });
+    if (found == std::end(all)) throw InvalidRequestError("a layer has no projection '" + name + "'");
+    return *found->second;
+}
+
+// A ternary matrix of a layer as [rows][words] at 2 bits a weight, rows filled up with zero weights, and its scale.
+std::pair<nb::ndarray<nb::numpy, uint32_t, nb::ndim<2>>, float> ternary_rows(const Model& model, int layer, const std::string& name, int words_multiple) {
+    if (words_multiple < 1) throw InvalidRequestError("words_multiple must be at least 1");
+    const TernaryWeights& w = projection_named(layer_at(model, layer), name).weights;
+    const size_t rows = static_cast<size_t>(w.rows), multiple = static_cast<size_t>(words_multiple);
+    const size_t words = (static_cast<size_t>(w.k_blocks) + multiple - 1) / multiple * multiple;
+    uint32_t* data;
+    const auto array = own_array<uint32_t, 2>({rows, words}, &data);
+    {
+        nb::gil_scoped_release release;
+        std::fill(data, data + rows * words, 0x55555555u);  // zero weights
+        for (size_t r = 0; r < rows; r++) n9_row_words(w, static_cast<int32_t>(r), data + r * words);
+    }
+    return {array, w.scale};
+}
+
+nb::object norm_weights(const Model& model, int layer, const std::string& name) {
+    const std::vector<float>* values = &model.output_norm();
+    if (name != "output_norm") {
+        const LayerWeights& weights = layer_at(model, layer);
+        const std::pair<const char*, const std::vector<float>*> all[] = {
+            {"attn_norm", &weights.attn_norm},           {"ffn_norm", &weights.ffn_norm},
+            {"q_head_norm", &weights.q_head_norm},       {"k_head_norm", &weights.k_head_norm},
+            {"post_attn_norm", &weights.post_attn_norm}, {"post_ffn_norm", &weights.post_ffn_norm}};
+        const auto* found = std::find_if(std::begin(all), std::end(all), [&](const auto& entry) { return name == entry.first; });
+        values = found == std::end(all) ? &projection_named(weights, name).input_norm : found->second;
+    }
+    if (values->empty()) return nb::none();
+    float* data;
+    const auto array = own_array<float, 1>({values->size()}, &data);
+    std::copy(values->begin(), values->end(), data);
+    return nb::cast(array);
+}
+
+nb::ndarray<nb::numpy, float, nb::ndim<2>> embedding_rows(const Model& model, TokenArray token_ids) {
+    const size_t size = static_cast<size_t>(model.sizes().hidden_size), count = token_ids.size();
+    for (size_t i = 0; i < count; i++)
+        if (token_ids.data()[i] < 0 || token_ids.data()[i] >= model.sizes().vocab_size)
+            throw InvalidRequestError("token id " + std::to_string(token_ids.data()[i]) + " is outside the vocabulary of " +
+                                      std::to_string(model.sizes().vocab_size));
+    float* data;
+    const auto array = own_array<float, 2>({count, size}, &data);
+    nb::gil_scoped_release release;
+    const DenseRows& rows = model.embedding();
+    for (size_t i = 0; i < count; i++) decode_row(rows.type, rows.row(token_ids.data()[i]), size, data + i * size);
+    if (model.architecture().scaled_embedding) {
+        const float scale = std::sqrt(static_cast<float>(size));
+        for (size_t i = 0; i < count * size; i++) data[i] *= scale;
+    }
+    return array;
+}
+
+// The output head in 8 bits, [vocab][stride] and its scales [vocab]: views, which keep the model alive.
+std::pair<nb::object, nb::object> head_rows(std::shared_ptr<Model> model) {
+    const HeadRows& rows = model->packed().head();
+    const size_t vocab = static_cast<size_t>(model->sizes().vocab_size);
+    auto* owner = new std::shared_ptr<Model>(model);
+    nb::capsule keeper(owner, [](void* p) noexcept { delete static_cast<std::shared_ptr<Model>*>(p); });
+    using Values = nb::ndarray<nb::numpy, const int8_t, nb::ndim<2>>;
+    using Scales = nb::ndarray<nb::numpy, const float, nb::ndim<1>>;
+    return {nb::cast(Values(rows.values, {vocab, rows.stride}, keeper)), nb::cast(Scales(rows.scales, {vocab}, keeper))};
+}
+
+// Logits of hidden states that another engine computed: the candidates exactly, on this processor.
+class Head {
+public:
+    Head(std::shared_ptr<Model> model, int n_threads)
+        : model_(std::move(model)), pool_(n_threads > 0 ? n_threads : physical_cores()), head_(*model_, *select_kernels(), pool_, nullptr) {}
+
+    void take(FloatRows hidden, FloatRows scores, float rounding) {
+        const size_t vocab = static_cast<size_t>(model_->sizes().vocab_size), size = static_cast<size_t>(model_->sizes().hidden_size);
+        if (hidden.shape(1) != size || scores.shape(1) != vocab || hidden.shape(0) != scores.shape(0))
+            throw InvalidRequestError("hidden must be [n, hidden_size], and scores [n, vocab_size]");
+        if (!(rounding >= 0)) throw InvalidRequestError("rounding must not be negative");
+        n_ = static_cast<int>(hidden.shape(0));
+        nb::gil_scoped_release release;
+        head_.take(hidden.data(), scores.data(), n_, rounding);
+    }
+
+    Sampled sample(int row, Sampler& sampler, int n_logprobs) {
+        if (row < 0 || row >= n_)
+            throw InvalidRequestError("output row " + std::to_string(row) + " does not exist: there are " + std::to_string(n_));
+        return sampler.sample(head_.row(row), n_logprobs);
+    }
+
+    nb::ndarray<nb::numpy, float, nb::ndim<2>> logits(FloatRows hidden) {
+        if (hidden.shape(1) != static_cast<size_t>(model_->sizes().hidden_size)) throw InvalidRequestError("hidden must be [n, hidden_size]");
+        float* data;
+        const auto array = own_array<float, 2>({hidden.shape(0), static_cast<size_t>(model_->sizes().vocab_size)}, &data);
+        nb::gil_scoped_release release;
+        head_.exact(hidden.data(), 0, static_cast<int>(hidden.shape(0)), data);
+        return array;
+    }
+
+    int n_threads() const { return pool_.size(); }
+
+private:
+    std::shared_ptr<Model> model_;
+    ThreadPool pool_;
+    OutputHead head_;
+    int n_ = 0;
+};
+
 Sampler new_sampler(float temperature, int32_t top_k, float top_p, float min_p, float repetition_penalty, float presence_penalty,
                     float frequency_penalty, uint64_t seed, const std::optional<nb::dict>& logit_bias, const std::vector<int32_t>& prompt_ids) {
     std::vector<std::pair<int32_t, float>> bias;
@@ -417,7 +535,22 @@ NB_MODULE(_native, m) {
         .def_prop_ro("head_bytes", [](const Model& m) { return m.dense_bytes() + m.packed().head_bytes(); })
         .def_prop_ro("from_cache", [](const Model& m) { return m.packed().from_cache(); })
         .def_prop_ro("repairs", &Model::repairs)
-        .def_prop_ro("warnings", &Model::warnings);
+        .def_prop_ro("warnings", &Model::warnings)
+        .def_prop_ro("n_rot", [](const Model& m) { return m.sizes().n_rot; })
+        .def_prop_ro("norm_eps", [](const Model& m) { return m.sizes().norm_eps; })
+        .def_prop_ro("rope_base", [](const Model& m) { return m.sizes().rope_base; })
+        .def("ternary_rows", ternary_rows, "layer"_a, "name"_a, "words_multiple"_a = 1)
+        .def("norm", norm_weights, "layer"_a, "name"_a)
+        .def("embedding_rows", embedding_rows, "token_ids"_a)
+        .def("head_rows", head_rows);
+
+    nb::class_<Head>(m, "Head")
+        .def(nb::new_([](std::shared_ptr<Model> model, int n_threads) { return std::make_shared<Head>(std::move(model), n_threads); }), "model"_a,
+             nb::kw_only(), "n_threads"_a = 0)
+        .def_prop_ro("n_threads", &Head::n_threads)
+        .def("take", &Head::take, "hidden"_a, "scores"_a, nb::kw_only(), "rounding"_a)
+        .def("sample", &Head::sample, "row"_a, "sampler"_a, "logprobs"_a = -1, nb::call_guard<nb::gil_scoped_release>())
+        .def("logits", &Head::logits, "hidden"_a);
 
     nb::class_<Sampled>(m, "Sampled")
         .def_ro("token_id", &Sampled::token)

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 
 #include "model/offload.h"
 #include "quant/dense.h"
@@ -46,12 +47,13 @@ void OutputHead::compute(const float* hidden, int n) {
     fetched_.assign(device_ ? count : 0, false);
     searched_ = 0;
     found_.clear();
+    rounding_ = 0;
     if (quantized_.size() < count * rows.stride) {
         quantized_ = PageBuffer(count * rows.stride);
         scores_ = PageBuffer(count * static_cast<size_t>(vocab) * sizeof(float));
-        for (std::vector<float>* values : {&scales_, &norms_, &errors_}) values->resize(count);
-        sums_.resize(count);
     }
+    for (std::vector<float>* values : {&scales_, &norms_, &errors_}) values->resize(count);
+    sums_.resize(count);
     for (int t = 0; t < n; t++) {
         const float* h = hidden + static_cast<size_t>(t) * static_cast<size_t>(size);
         int8_t* q = quantized_.as<int8_t>() + static_cast<size_t>(t) * rows.stride;
@@ -107,6 +109,27 @@ std::vector<FoundToken> OutputHead::search(const LogitRow& of, size_t count, con
     return found_[static_cast<size_t>(of.index_)];
 }
 
+void OutputHead::take(const float* hidden, const float* scores, int n, float rounding) {
+    const size_t size = static_cast<size_t>(model_.sizes().hidden_size), vocab = static_cast<size_t>(model_.sizes().vocab_size);
+    const size_t count = static_cast<size_t>(n);
+    taken_.assign(hidden, hidden + count * size);
+    hidden_ = taken_.data();
+    n_ = n;
+    fetched_.clear();
+    searched_ = 0;
+    found_.clear();
+    if (scores_.size() < count * vocab * sizeof(float)) scores_ = PageBuffer(count * vocab * sizeof(float));
+    if (count > 0) std::memcpy(scores_.data(), scores, count * vocab * sizeof(float));
+    norms_.resize(count);
+    errors_.assign(count, 0.0f);  // the hidden states were not quantised
+    rounding_ = rounding;
+    for (size_t t = 0; t < count; t++) {
+        double norm = 0;
+        for (size_t i = 0; i < size; i++) norm += static_cast<double>(hidden[t * size + i]) * hidden[t * size + i];
+        norms_[t] = static_cast<float>(std::sqrt(norm) * (1 + 1e-6));
+    }
+}
+
 LogitRow OutputHead::row(int index) {
     const int32_t size = model_.sizes().hidden_size;
     const size_t i = static_cast<size_t>(index);
@@ -120,7 +143,9 @@ LogitRow OutputHead::row(int index) {
     // two multiplications behind the integer one, relative to |w| |h|.
     const float rounding = (static_cast<float>(size) / 32.0f + 16.0f) * 6e-8f;
     row.error_factor_ = norms_[i] * (1 + rounding);
-    row.norm_factor_ = errors_[i] + norms_[i] * rounding;
+    row.norm_factor_ = errors_[i] + norms_[i] * (rounding + rounding_);
+    // The sums over value + 128 and over 128: at most scale * (|value| + 2 * 128 * sqrt(size)) * |h| in magnitudes.
+    row.scale_factor_ = norms_[i] * rounding_ * 256.0f * std::sqrt(static_cast<float>(size));
     return row;
 }
 

@@ -29,7 +29,7 @@ public:
     // |approximate - exact| <= bound
     float bound(int32_t token) const {
         const HeadRows& rows = model_->packed().head();
-        return rows.error_norms[token] * error_factor_ + rows.row_norms[token] * norm_factor_;
+        return rows.error_norms[token] * error_factor_ + rows.row_norms[token] * norm_factor_ + rows.scales[token] * scale_factor_;
     }
     float exact(int32_t token) const;
     // All of them, [vocab]; runs on the pool.
@@ -45,7 +45,7 @@ private:
     const Model* model_ = nullptr;
     const Kernels* kernels_ = nullptr;
     const float* hidden_ = nullptr;
-    float error_factor_ = 0, norm_factor_ = 0;
+    float error_factor_ = 0, norm_factor_ = 0, scale_factor_ = 0;
 };
 
 class OutputHead {
@@ -56,6 +56,10 @@ public:
 
     // Hidden states [n][hidden_size] of a step, which stay valid until the next one's.
     void compute(const float* hidden, int n);
+    // The same with scores [n][vocab] that were computed elsewhere, in f32 from `hidden` and the rows packed().head() as
+    // scale * (value + 128) - scale * 128, each with a relative error of `rounding` at most against the sum of its terms'
+    // magnitudes. Both are copied.
+    void take(const float* hidden, const float* scores, int n, float rounding);
     LogitRow row(int index);
 
     // Exact logits: hidden [n][hidden_size], those of the outputs from `first` on -> out [n][vocab].
@@ -81,6 +85,8 @@ private:
     std::vector<bool> fetched_;      // [n] rows of scores_ that are there; with a device only
     size_t searched_ = 0;            // the count of a search for all rows without masks, whose results are in found_
     std::vector<std::vector<FoundToken>> found_;
+    std::vector<float> taken_;       // [n][hidden_size], if they were taken
+    float rounding_ = 0;             // of scores that were taken
 };
 
 }  // namespace bitnet

@@ -3,6 +3,7 @@
 #include "quant/ternary.h"
 
 #include <algorithm>
+#include <array>
 #include <bit>
 #include <cstring>
 
@@ -103,6 +104,22 @@ void unpack_n9_row(const TernaryWeights& w, int32_t row, int8_t* out) {
         const int nibble = f < 2 ? byte & 15 : byte >> 4;
         out[k] = static_cast<int8_t>((f % 2 == 0 ? nibble / 3 : nibble % 3) - 1);
     }
+}
+
+void n9_row_words(const TernaryWeights& w, int32_t row, uint32_t* out) {
+    // Byte b of a block holds elements b, 4 + b, 8 + b, 12 + b: one of them in each byte of the word, at bits 2*b.
+    static const std::array<uint32_t, 256> kSpread = [] {
+        std::array<uint32_t, 256> table{};
+        for (uint32_t byte = 0; byte < table.size(); byte++) {
+            const uint32_t low = byte & 15, high = byte >> 4;
+            table[byte] = low / 3 | low % 3 << 8 | high / 3 << 16 | high % 3 << 24;
+        }
+        return table;
+    }();
+    const uint8_t* bytes = w.panels + static_cast<size_t>(row / kPanelRows) * static_cast<size_t>(w.k_blocks) * kPanelBlockBytes +
+                           static_cast<size_t>(4 * (row % kPanelRows));
+    for (int32_t kb = 0; kb < w.k_blocks; kb++, bytes += kPanelBlockBytes)
+        out[kb] = kSpread[bytes[0]] | kSpread[bytes[1]] << 2 | kSpread[bytes[2]] << 4 | kSpread[bytes[3]] << 6;
 }
 
 }  // namespace bitnet

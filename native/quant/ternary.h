@@ -39,4 +39,7 @@ void pack_n9_panel(const int8_t* codes, int32_t n_rows, int32_t cols, uint8_t* p
 // The inverse for one row, for tests and conversion: out [cols].
 void unpack_n9_row(const TernaryWeights& w, int32_t row, int8_t* out);
 
+// One row at 2 bits a weight, as other engines want it: element k is t + 1 at bits 2*(k % 16) of word k / 16. out [k_blocks].
+void n9_row_words(const TernaryWeights& w, int32_t row, uint32_t* out);
+
 }  // namespace bitnet

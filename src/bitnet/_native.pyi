@@ -117,6 +117,43 @@ class Model:
     def warnings(self) -> list[str]:
         """Human sentences: all-zero tensors, a cache that could not be written, memory that could not be
         locked."""
+    @property
+    def n_rot(self) -> int:
+        """Rotated dimensions of each head."""
+    @property
+    def norm_eps(self) -> float: ...
+    @property
+    def rope_base(self) -> float: ...
+    def ternary_rows(
+        self, layer: int, name: str, words_multiple: int = 1
+    ) -> tuple[NDArray[np.uint32], float]:
+        """A ternary matrix, `q`, `k`, `v`, `o`, `gate`, `up` or `down`: [rows, words], and its scale. Element
+        k of a row is code + 1 at bits 2 * (k % 16) of word k // 16; rows are filled up with zero weights to a
+        multiple of `words_multiple` words."""
+    def norm(self, layer: int, name: str) -> NDArray[np.float32] | None:
+        """`attn_norm`, `ffn_norm`, `q_head_norm`, `k_head_norm`, `post_attn_norm`, `post_ffn_norm`; a ternary
+        matrix, for the norm of its input that only it has; or, of any layer, `output_norm`: [width]; None =
+        the model has none."""
+    def embedding_rows(self, token_ids: NDArray[np.int32]) -> NDArray[np.float32]:
+        """[n, hidden_size], as the first layer takes them in."""
+    def head_rows(self) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+        """The output head in 8 bits: values [vocab, stride], stride being hidden_size rounded up to 64, and
+        scales [vocab]. Views of the model's memory."""
+
+class Head:
+    """Logits of hidden states that were computed elsewhere, such as on a GPU. Not for concurrent use."""
+
+    def __init__(self, model: Model, *, n_threads: int = 0) -> None: ...
+    @property
+    def n_threads(self) -> int: ...
+    def take(self, hidden: NDArray[np.float32], scores: NDArray[np.float32], *, rounding: float) -> None:
+        """hidden [n, hidden_size], after the final norm. scores [n, vocab]: computed from it in f32 with
+        `head_rows`, as scale * sum((value + 128) * h) - 128 * scale * sum(h); `rounding`: the most that can
+        be off, as a share of the sum of the terms' magnitudes. Both are copied."""
+    def sample(self, row: int, sampler: Sampler, logprobs: int = -1) -> Sampled:
+        """`Runner.sample` of what was taken last: whoever the scores do not rule out is computed exactly."""
+    def logits(self, hidden: NDArray[np.float32]) -> NDArray[np.float32]:
+        """[n, vocab], exact. hidden [n, hidden_size]."""
 
 class Runner:
     """One compute context of one model: threads, scratch memory, and the paged KV store. Not for

@@ -31,6 +31,7 @@ from bitnet.values import (
     MAX_STOP_STRINGS,
     Activation,
     EmbdType,
+    EngineChoice,
     KvType,
     Layout,
     QuantType,
@@ -218,6 +219,11 @@ class BitNetConfig(_Block):
         description="Guess tokens that repeat the prompt or the answer, several a step. The output is the "
         "same.",
     )
+    engine: EngineChoice = Field(
+        default="auto",
+        description="Who computes (mode direct). auto: native, or mlx on Apple silicon if n_gpu_layers is "
+        "not 0. mlx needs the extra of this name.",
+    )
     n_gpu_layers: Integer = Field(
         default=0,
         ge=-1,
@@ -323,6 +329,7 @@ class BitNetConfig(_Block):
             "use_pretuned": self.use_pretuned,
             "kernel_params": params.tile_sizes if params.enable_custom else {},
             "embd_type": self.embd_type or ("f16" if self.quant_embd else None),
+            "engine": self.engine,
             "layout": self.layout,
             "tl_config": None if self.tl_config is None else self._file("tl_config", self.tl_config),
             "activation": self.activation,

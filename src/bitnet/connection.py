@@ -30,6 +30,7 @@ _SCHEMA_FIELDS = (
     "n_batch",
     "kv_type",
     "speculate",
+    "engine",
     "n_gpu_layers",
     "main_gpu",
     "low_vram",
@@ -113,6 +114,8 @@ class Connection(BaseModel):
     """Compute several tokens of an answer in one step where it repeats what stands before it."""
     max_waiting: int = Field(default=1024, frozen=True)
     """Requests that may wait for their turn."""
+    engine: str | None = Field(default=None, frozen=True)
+    """Who computes: auto, native or mlx."""
     n_gpu_layers: int | None = Field(default=None, frozen=True)
     main_gpu: int | None = Field(default=None, frozen=True)
     low_vram: bool | None = Field(default=None, frozen=True)

@@ -86,12 +86,6 @@ class CancelledError(BitNetError):
     status = 499
 
 
-class DeviceError(BitNetError):
-    """The GPU is not there, has too little memory, or was lost."""
-
-    status = 503
-
-
 class DeadlineError(BitNetError, TimeoutError):
     """The answer took longer than it was allowed to (`timeout.total`)."""
 
@@ -106,6 +100,13 @@ class OverloadedError(BitNetError):
 
 class EngineClosedError(BitNetError):
     """The model was closed, before or during the request."""
+
+    status = 503
+
+
+class DeviceError(BitNetError):
+    """The device that computes is not there, has too little memory, was lost, or what drives it is broken.
+    If it fails while it computes, the model is loaded anew with the next request."""
 
     status = 503
 

@@ -17,10 +17,9 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from bitnet import logs, models
 from bitnet._native import physical_cores
-from bitnet.engines import deadline, tiles
+from bitnet.engines import deadline, selection, tiles
 from bitnet.engines.generation import DeferredGeneration
-from bitnet.engines.gpu import required_library
-from bitnet.engines.native import NativeEngine, context_size
+from bitnet.engines.native import context_size
 from bitnet.engines.registry import Lease
 from bitnet.errors import ValidationError
 from bitnet.models import overrides
@@ -31,6 +30,7 @@ from bitnet.values import (
     EmbdType,
     EmbeddingKind,
     EmbeddingRequest,
+    EngineChoice,
     GenerateOptions,
     Health,
     KvType,
@@ -101,6 +101,7 @@ class BitNet:
         use_pretuned: bool = True,
         kernel_params: Mapping[str, int] | None = None,
         embd_type: EmbdType | None = None,
+        engine: EngineChoice = "auto",
         layout: Layout | None = None,
         tl_config: str | os.PathLike[str] | None = None,
         activation: Activation | None = None,
@@ -164,10 +165,13 @@ class BitNet:
             layout="auto", else "multiply".
         metadata_overrides: what is known better than by the file (see bitnet.models.overrides), such as
             {"tokenizer.ggml.pre": "llama-bpe"}, a chat template, the token that ends a turn, or the pooling.
-        n_gpu_layers: layers to compute on an NVIDIA GPU, from the first one on: 0 = none, -1 = all, with
-            embedding and head. main_gpu: which one. low_vram: keep keys and values, embedding and head in the
-            host's memory. The results are the same bits. A build with the CUDA library is needed (see
-            README.md).
+        engine: who computes. "native": this package's own kernels. "mlx": Apple's MLX, on the GPU where it
+            has one (pip install 'bitnet-cpp[mlx]'). "auto": native; but mlx on Apple silicon if n_gpu_layers
+            is not 0.
+        n_gpu_layers: layers to compute on a GPU, from the first one on: 0 = none, -1 = all, with embedding
+            and head; mlx computes all or none. main_gpu: which one. low_vram: keep keys and values, embedding
+            and head in the host's memory. NVIDIA: the results are the same bits, and a build with the CUDA
+            library is needed (see README.md).
         max_waiting: requests that may wait for their turn, above which they are refused with OverloadedError.
         keep_alive: seconds the model stays loaded after it was closed by all who use it; negative = until
             bitnet.unload_all().
@@ -189,6 +193,7 @@ class BitNet:
         if base_url is not None:
             local = {
                 **gpu,
+                "engine": engine,
                 "n_ctx": n_ctx,
                 "n_threads": n_threads,
                 "n_batch": n_batch,
@@ -248,9 +253,8 @@ class BitNet:
             "main_gpu": as_integer("main_gpu", main_gpu, 0, 1023),
             "low_vram": as_flag("low_vram", low_vram),
         }
-        if gpu["n_gpu_layers"]:
-            options.update(gpu)  # without layers there, the others do not matter
-            required_library(n_gpu_layers)
+        engine = as_choice("engine", engine, get_args(EngineChoice))
+        load, load_options = selection.choose(engine, **gpu)
         keep_alive = as_number("keep_alive", keep_alive, -math.inf, math.inf)
         as_flag("lazy", lazy)
         # Absolute, because it may be loaded, or loaded again, in another working directory.
@@ -261,6 +265,7 @@ class BitNet:
         self._arguments = {
             "model": pickled_path,
             **options,
+            "engine": engine,
             **gpu,
             "kernel_params": dict(options["kernel_params"]),
             "tl_config": tl_config,
@@ -270,7 +275,7 @@ class BitNet:
             "defaults": defaults,
         }
         self._set_defaults(timeout or 0, defaults)
-        self._lease = Lease.of_file(NativeEngine, path, {**options, "tl_tiles": tl_tiles}, keep_alive)
+        self._lease = Lease.of_file(load, path, {**options, "tl_tiles": tl_tiles, **load_options}, keep_alive)
         if not lazy:
             self._load_or_close()
 

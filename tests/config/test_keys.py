@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import pickle
 import time
@@ -226,6 +227,18 @@ def test_speculate(make: Callable[..., BitNet]) -> None:
     assert plain.timings.drafted_tokens == 0
     assert guessed.timings.drafted_tokens > 0
     assert guessed.token_ids == plain.token_ids
+
+
+def test_engine(make: Callable[..., BitNet]) -> None:
+    assert make(engine="native").info.engine == make(engine="auto").info.engine == "native"
+    with pytest.raises(ValidationError, match="engine"):
+        make(engine="metal")
+    # Where the package mlx is missing, the error says so; where it is there, it computes.
+    if importlib.util.find_spec("mlx") is None:
+        with pytest.raises(ValidationError, match=r"pip install 'bitnet-cpp\[mlx\]'"):
+            make(engine="mlx")
+    else:
+        assert make(engine="mlx").info.engine == "mlx"
 
 
 @pytest.mark.parametrize("layers", [-1, 1, 99])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 
@@ -66,6 +67,7 @@ def test_json(env: dict[str, str]) -> None:
     assert report["used"].startswith("the CPU")
 
 
+@pytest.mark.skipif(importlib.util.find_spec("mlx") is not None, reason="the package mlx is installed")
 def test_check_without_a_gpu() -> None:
     done = bitnet("doctor", "--check", env=environment(**{gpu.ENVIRONMENT: "/nowhere.so"}))
     assert done.returncode == 1

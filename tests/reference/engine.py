@@ -25,6 +25,7 @@ class Engine:
         n_sequences: int = 3,
         kv_type: str = "f16",
     ) -> None:
+        self.path = path
         self.model = _native.Model(_native.ModelFile(str(path)), n_threads=1)
         self.runner = _native.Runner(
             self.model,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -37,6 +38,7 @@ def doctor(
     Example: bitnet doctor --check model.gguf
     """
     from bitnet import _native, models
+    from bitnet.cli import doctor_mlx
     from bitnet.engines import gpu
 
     settings = options.settings(config, model=model, mode="direct")
@@ -54,18 +56,31 @@ def doctor(
         "settings": {name: getattr(settings, name) for name in ("n_gpu_layers", "main_gpu", "low_vram")},
         "used": _used(found, settings.n_gpu_layers, settings.main_gpu),
     }
-    if not as_json:
-        write(_described(report))
+
+    def show(text: str) -> None:
+        if not as_json:
+            write(text)
+
+    report["mlx"] = doctor_mlx.report(settings)
+    if report["mlx"]["used"]:
+        report["used"] = f"MLX ({report['mlx']['device']})"
+    show(_described(report, doctor_mlx.lines(report["mlx"])))
     failed = False
     if check:
         path = models.find(settings.direct_options()["model"])
-        failed = _check(path, found, settings.main_gpu, report, shown=not as_json)
+        # Whatever there is, if not what the settings choose.
+        has_gpu = bool(found.devices) and not report["mlx"]["used"]
+        if not has_gpu and report["mlx"]["problem"] is None:
+            report["mlx"]["checks"] = doctor_mlx.check(path, settings, show)
+            failed = not all(finding["passed"] for finding in report["mlx"]["checks"])
+        else:
+            failed = _check(path, found, settings.main_gpu, report, show)
     if as_json:
         write(json.dumps(report, indent=2) + "\n")
     if failed:
         raise BitNetError(
-            f"the GPU does not compute what the CPU does: set n_gpu_layers to 0, and please report this with "
-            f"the output of bitnet doctor --check --json ({path})"
+            "the GPU does not compute what the CPU does: set n_gpu_layers to 0 and engine to native, and "
+            f"please report this with the output of bitnet doctor --check --json ({path})"
         )
 
 
@@ -89,7 +104,7 @@ def _used(found: Gpus, n_gpu_layers: int, main_gpu: int) -> str:
     return f"GPU {main_gpu}, for {layers}"
 
 
-def _described(report: dict[str, Any]) -> str:
+def _described(report: dict[str, Any], mlx: list[str]) -> str:
     cpu, gpu = report["cpu"], report["gpu"]
     lines = [
         "CPU",
@@ -112,34 +127,36 @@ def _described(report: dict[str, Any]) -> str:
             f"{size_text(device['free_bytes'])} of {size_text(device['total_bytes'])} free",
             f"            {f'cannot be used: {problem}' if problem else 'can be used'}",
         ]
-    lines += ["", f"Used: {printable(report['used'])}"]
+    lines += ["", *mlx, "", f"Used: {printable(report['used'])}"]
     return "\n".join(lines) + "\n"
 
 
-def _check(path: Any, found: Gpus, main_gpu: int, report: dict[str, Any], *, shown: bool) -> bool:
+def _check(
+    path: Any, found: Gpus, main_gpu: int, report: dict[str, Any], show: Callable[[str], None]
+) -> bool:
     """Adds the checks to the report, and shows them as they come. True = one of them failed."""
     from bitnet.engines import gpu_check
 
     if found.problem or main_gpu >= len(found.devices) or found.devices[main_gpu].problem:
-        raise DeviceError(f"there is no GPU to check: {_used(found, -1, main_gpu).removeprefix('nothing: ')}")
+        why = _used(found, -1, main_gpu).removeprefix("nothing: ")
+        raise DeviceError(
+            "; ".join(filter(None, [f"there is no GPU to check: {why}", report["mlx"]["problem"]]))
+        )
     assert found.library is not None
     device = found.devices[main_gpu]
     report["checks"], report["speeds"] = [], []
-    if shown:
-        write(f"\nCheck with {printable(str(path))}\n")
+    show(f"\nCheck with {printable(str(path))}\n")
     for result in gpu_check.compare(path, found.library, main_gpu):
         report["checks"].append({"name": result.name, "passed": result.passed, "detail": result.detail})
-        if shown:
-            write(f"  {'ok' if result.passed else 'FAILED':8}{result.name}: {result.detail}\n")
+        show(f"  {'ok' if result.passed else 'FAILED':8}{result.name}: {result.detail}\n")
     failed = not all(one["passed"] for one in report["checks"])
     if device.emulated or failed:
-        if shown and device.emulated:
-            write("  not timed: the device is emulated\n")
+        if device.emulated:
+            show("  not timed: the device is emulated\n")
         return failed
     for speed in gpu_check.speeds(path, found.library, main_gpu):
         report["speeds"].append(
             {"name": speed.name, "value": speed.value, "unit": speed.unit, "detail": speed.detail}
         )
-        if shown:
-            write(f"  {'time':8}{speed.name}: {speed.detail}\n")
+        show(f"  {'time':8}{speed.name}: {speed.detail}\n")
     return failed

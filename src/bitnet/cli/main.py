@@ -42,9 +42,7 @@ app.command("rm", short_help="Remove a downloaded model.")(models.remove)
 app.command("convert", short_help="Write a model as a GGUF file of other types.")(convert.convert)
 app.command("perplexity", short_help="Measure how well a model predicts a text.")(perplexity.perplexity)
 app.command("compare", short_help="Measure how far a model is from another version of it.")(compare.compare)
-app.command("doctor", short_help="List processors and GPUs, and check that a GPU computes right.")(
-    doctor.doctor
-)
+app.command("doctor", short_help="Tell what this machine computes on, and check it.")(doctor.doctor)
 app.command("show", short_help="Show what a model file holds and needs.")(show.show)
 
 

@@ -15,7 +15,7 @@ import weakref
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +35,7 @@ from bitnet.runtime.embedding import (
     EmbeddingSequence,
     EmbeddingWindow,
 )
+from bitnet.runtime.runner import Runner
 from bitnet.runtime.scheduler import PROMPT_TILE, Scheduler
 from bitnet.runtime.sequence import GenerationSequence, LogitsSequence, LogprobsSequence
 from bitnet.text.chat_template import ChatTemplate
@@ -42,6 +43,7 @@ from bitnet.text.tokenizer import Tokenizer
 from bitnet.text.tool_calls import prompt_parts
 from bitnet.values import (
     EmbeddingRequest,
+    EngineName,
     Health,
     KvType,
     Layout,
@@ -67,7 +69,9 @@ KV_BLOCK_SIZE = 32  # positions; Runner.block_size, needed before there is a Run
 
 
 class NativeEngine:
-    """Implements bitnet.engines.Engine."""
+    """Implements bitnet.engines.Engine. Who computes the steps is a Runner, which others may replace."""
+
+    name: ClassVar[EngineName] = "native"
 
     def __init__(
         self,
@@ -133,13 +137,7 @@ class NativeEngine:
         n_ctx = context_size(n_ctx, model.context_length)
         self._n_blocks = _kv_blocks(kv_tokens, n_ctx, n_batch)
         self._n_threads = n_threads
-        self._tiles = tiles.choose(
-            model,
-            quant_type=quant_type,
-            use_pretuned=use_pretuned,
-            custom=tiles.check_sizes(dict(kernel_params)),
-            n_threads=n_threads,
-        )
+        self._tiles = self._choose_tiles(model, quant_type, use_pretuned, kernel_params)
         self._n_batch = n_batch
         self._kv_type = kv_type
         self._gpu: dict[str, Any] = {}
@@ -203,6 +201,7 @@ class NativeEngine:
             quant_type=quant_type,
             tiles=runner.tiles,
             embd_type=model.embd_type,
+            engine=self.name,
             ternary_type="+".join(layouts.ternary_types(file)),
             layout=reading.layout or next(iter(layouts.candidates(file)), ""),
             scales=reading.scales,
@@ -219,8 +218,23 @@ class NativeEngine:
         )
         _engines.add(self)
 
-    def _start(self, model: _native.Model) -> _native.Runner:
-        runner = _native.Runner(
+    def _choose_tiles(
+        self,
+        model: _native.Model,
+        quant_type: QuantType,
+        use_pretuned: bool,
+        kernel_params: Iterable[tuple[str, int]],
+    ) -> tiles.Tiles:
+        return tiles.choose(
+            model,
+            quant_type=quant_type,
+            use_pretuned=use_pretuned,
+            custom=tiles.check_sizes(dict(kernel_params)),
+            n_threads=self._n_threads,
+        )
+
+    def _new_runner(self, model: _native.Model) -> Runner:
+        return _native.Runner(
             model,
             n_blocks=self._n_blocks,
             n_threads=self._n_threads,
@@ -228,6 +242,9 @@ class NativeEngine:
             **self._tiles,
             **self._gpu,
         )
+
+    def _start(self, model: _native.Model) -> Runner:
+        runner = self._new_runner(model)
         # A GPU that has all layers computes so many prompt tokens in hardly more time than a few.
         prompt_tokens = GPU_PROMPT_TOKENS if runner.n_gpu_layers == model.n_layers else PROMPT_TILE
         scheduler = Scheduler(

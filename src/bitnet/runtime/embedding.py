@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from bitnet import _native
 from bitnet.engines.generation import Outlet
 from bitnet.errors import CancelledError, ModelFileError, OverloadedError
 from bitnet.runtime.sequence import Sequence
 from bitnet.values import Pooling
 
 if TYPE_CHECKING:
+    from bitnet.runtime.runner import Runner
     from bitnet.runtime.scheduler import Scheduler
 
 # Those of models trained to embed: by the state of the last token, where the file does not say, and so that
@@ -60,7 +60,7 @@ class EmbeddingSequence(Sequence):
             return range(count)
         return range(count - 1, count) if count == self.n_pending else range(0)
 
-    def advance(self, runner: _native.Runner, row: int, count: int, guesses: TokenIds[int] = ()) -> bool:
+    def advance(self, runner: Runner, row: int, count: int, guesses: TokenIds[int] = ()) -> bool:
         if self._pooling == "mean":
             self._add(runner.hidden()[row : row + count])
         self.n_computed += count

@@ -16,9 +16,16 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bitnet import _native
-from bitnet.errors import CancelledError, ContextOverflowError, EngineClosedError, OverloadedError
+from bitnet.errors import (
+    BitNetError,
+    CancelledError,
+    ContextOverflowError,
+    DeviceError,
+    EngineClosedError,
+    OverloadedError,
+)
 from bitnet.runtime.prefix_cache import PrefixCache
+from bitnet.runtime.runner import Runner
 from bitnet.runtime.sequence import Sequence
 from bitnet.runtime.speculation import MAX_STEP_TOKENS, worthwhile
 from bitnet.values import Health
@@ -54,7 +61,7 @@ class Scheduler:
 
     def __init__(
         self,
-        runner: _native.Runner,
+        runner: Runner,
         *,
         n_batch: int,
         max_waiting: int,
@@ -139,16 +146,21 @@ class Scheduler:
                 del self._runner  # and with it the model's memory
 
     def _run(self) -> None:
-        message = "the model was closed before the answer was complete"
+        failure: BitNetError = EngineClosedError("the model was closed before the answer was complete")
         try:
             while self._admit():
                 self._make_room()
                 parts = self._plan()
                 if parts:
                     self._compute(parts)
+        except DeviceError as error:
+            logger.error("%s", error)
+            failure = error
         except BaseException as error:  # a defect of this module: nobody must wait for ever because of it
             logger.exception("the scheduler failed")
-            message = f"the model stopped because of an internal error ({error!r}); load it again"
+            failure = EngineClosedError(
+                f"the model stopped because of an internal error ({error!r}); load it again"
+            )
         with self._changed:
             self._closing = True
             sequences = [*self._running, *self._waiting]
@@ -156,7 +168,7 @@ class Scheduler:
         self._running.clear()
         for sequence in sequences:
             self._release(sequence)
-            sequence.fail(EngineClosedError(message))
+            sequence.fail(failure)
 
     def _admit(self) -> bool:
         """Wait for work, drop what was cancelled and take in what may run. False = close."""
@@ -267,6 +279,8 @@ class Scheduler:
             rows = self._forward(parts)
         except CancelledError:
             return  # nothing is lost: the next step drops who was cancelled and computes the others again
+        except DeviceError:
+            raise  # nobody is to blame, and nothing can be computed any more
         except Exception as error:
             if len(parts) == 1:
                 self._fail(parts[0].sequence, error)
@@ -284,6 +298,8 @@ class Scheduler:
                     sequence.finish()
                 elif sequence.n_computed // self._block_size > n_before // self._block_size:
                     self._cache.record(sequence.table, sequence.token_ids, sequence.n_computed)
+            except DeviceError:
+                raise
             except Exception as error:
                 self._fail(sequence, error)
 

@@ -24,6 +24,7 @@ from bitnet.text.incremental import IncrementalDecoder
 from bitnet.values import Delta, FinishReason, Reply, Request, Sampling, Timings, TokenLogprob, Usage
 
 if TYPE_CHECKING:
+    from bitnet.runtime.runner import Runner
     from bitnet.text.constraints import Constraint
     from bitnet.text.tokenizer import Tokenizer
 
@@ -69,7 +70,7 @@ class Sequence(ABC):
         """Which of the next `count` pending tokens (0 is the first) need their output kept."""
 
     @abstractmethod
-    def advance(self, runner: _native.Runner, row: int, count: int, guesses: TokenIds[int] = ()) -> bool:
+    def advance(self, runner: Runner, row: int, count: int, guesses: TokenIds[int] = ()) -> bool:
         """`count` tokens were computed; their outputs are in row `row` and after. True = that was all.
 
         guesses: tokens that were computed behind them, whose outputs follow; only if `guess` offered some.
@@ -153,7 +154,7 @@ class GenerationSequence(Sequence):
         assert self._lookup is not None
         return self._lookup.guesses(count)
 
-    def advance(self, runner: _native.Runner, row: int, count: int, guesses: TokenIds[int] = ()) -> bool:
+    def advance(self, runner: Runner, row: int, count: int, guesses: TokenIds[int] = ()) -> bool:
         self.n_computed += count
         if self.n_pending:
             return False
@@ -194,7 +195,7 @@ class GenerationSequence(Sequence):
             self._reason = "stop"  # whole, though more could follow
         return True
 
-    def _sample(self, runner: _native.Runner, row: int) -> _native.Sampled:
+    def _sample(self, runner: Runner, row: int) -> _native.Sampled:
         n_logprobs = self._request.top_logprobs if self._request.logprobs else -1
         constraint = self._constraint
         if constraint is None:
@@ -310,7 +311,7 @@ class LogitsSequence(_Measured):
         self.outlet: Outlet[NDArray[np.float32]] = Outlet()
         self._logits = np.empty((len(token_ids) - first, vocab_size), np.float32)
 
-    def advance(self, runner: _native.Runner, row: int, count: int, guesses: TokenIds[int] = ()) -> bool:
+    def advance(self, runner: Runner, row: int, count: int, guesses: TokenIds[int] = ()) -> bool:
         part = self._advance(count)
         self._logits[part] = runner.logits()[row : row + part.stop - part.start]
         return self.n_pending == 0
@@ -332,7 +333,7 @@ class LogprobsSequence(_Measured):
         self._targets = np.array(token_ids[first:], np.int32)
         self._logprobs = np.empty(len(self._targets))
 
-    def advance(self, runner: _native.Runner, row: int, count: int, guesses: TokenIds[int] = ()) -> bool:
+    def advance(self, runner: Runner, row: int, count: int, guesses: TokenIds[int] = ()) -> bool:
         part = self._advance(count)
         if part.stop > part.start:
             self._logprobs[part] = runner.logprobs(self._targets[part], row)

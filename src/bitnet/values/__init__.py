@@ -5,7 +5,19 @@ Immutable, and checked when they are built: whoever holds a Request may trust it
 
 from .checks import as_choice, as_flag, as_integer, as_number, as_text, as_token_ids, nearest
 from .embedding import EmbeddingKind, EmbeddingRequest, Pooling
-from .info import Activation, EmbdType, Health, KvType, Layout, ModelInfo, QuantType, Scales, TernaryLayout
+from .info import (
+    Activation,
+    EmbdType,
+    EngineChoice,
+    EngineName,
+    Health,
+    KvType,
+    Layout,
+    ModelInfo,
+    QuantType,
+    Scales,
+    TernaryLayout,
+)
 from .messages import ROLES, Message, MessageLike, as_messages
 from .reply import Delta, FinishReason, Reply, Timings, TokenLogprob, ToolCallDelta, Usage
 from .request import MAX_SAMPLES, MAX_STOP_STRINGS, MAX_TOP_LOGPROBS, GenerateOptions, Request
@@ -23,6 +35,8 @@ __all__ = [
     "EmbdType",
     "EmbeddingKind",
     "EmbeddingRequest",
+    "EngineChoice",
+    "EngineName",
     "FinishReason",
     "GenerateOptions",
     "Health",

@@ -12,6 +12,9 @@ from .embedding import Pooling
 QuantType = Literal["i2_s", "tl1"]
 EmbdType = Literal["f32", "f16", "q8_0", "q6_k", "q4_0"]
 KvType = Literal["f16", "q8_0"]
+# Who computes; see bitnet.BitNet.
+EngineName = Literal["native", "mlx"]
+EngineChoice = Literal["auto", "native", "mlx"]
 # What a model file does not say of itself: the layout of its ternary tensors, see
 # bitnet.models.tensor_codec, and the activation where the architecture's name stands for two.
 TernaryLayout = Literal["x128", "arm64", "row4", "preset"]
@@ -51,6 +54,7 @@ class ModelInfo:
     head are kept as, such as "F16". ternary_type: the types of the file's ternary tensors, such as "I2_S".
     layout: how they were read, where the file leaves a choice; scales: whether they multiply or divide;
     losses: of each way that was tried to find that out, nats a token.
+    engine, kernels: who computes, and in which way.
     repairs: what was wrong in the file and is handled; warnings: what else its user should know.
     In api mode path is the server's address, and what the server does not tell is 0 or empty.
     """
@@ -87,6 +91,7 @@ class ModelInfo:
     quant_type: QuantType = "i2_s"
     tiles: Mapping[str, int] = field(default_factory=dict, hash=False)
     embd_type: str = ""
+    engine: EngineName | Literal[""] = ""
     ternary_type: str = ""
     layout: str = ""
     scales: str = ""
