@@ -54,7 +54,7 @@ def test_bundled_model_answers_the_examples(
     assert word in answers(page).inner_text()
     stats = page.locator(".stats").inner_text()
     assert re.search(r"\d+ tokens\s+[\d,.]+ tokens/s\s+first token [\d.,]+ m?s\s+prompt \d+", stats)
-    expect_text(page.locator("#room"), "of 1,024 tokens")
+    expect_text(page.locator("#room"), "of 2,048 tokens")
     assert page.title().endswith("· BitNet chat")
 
 
