@@ -342,7 +342,8 @@ def test_a_prompt_that_does_not_fit() -> None:
 
     async def main() -> None:
         for call in (service.generate("word " * 3000), collect(service.generate_stream("word " * 3000))):
-            with pytest.raises(
+            match = rf"too long .* room for {room} and an answer"
+            with pytest.raises(BitNetServiceError, match=match) as caught:
                 BitNetServiceError, match=rf"too long .* room for {room} and an answer"
             ) as caught:
                 await call
