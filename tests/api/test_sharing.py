@@ -127,14 +127,14 @@ def test_a_lost_lease_never_waits_for_the_lock(path: Path) -> None:
 
 def test_threads_that_load_at_once_load_once(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     loads = []
-    load = bitnet.model.NativeEngine.__init__
+    load = bitnet.engines.native.NativeEngine.__init__
 
     def counted(self: object, *args: object, **options: object) -> None:
         loads.append(threading.get_ident())
         time.sleep(0.05)
         load(self, *args, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(bitnet.model.NativeEngine, "__init__", counted)
+    monkeypatch.setattr(bitnet.engines.native.NativeEngine, "__init__", counted)
     barrier = threading.Barrier(8)
     loaded: list[BitNet] = []
 

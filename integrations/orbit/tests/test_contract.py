@@ -344,8 +344,6 @@ def test_a_prompt_that_does_not_fit() -> None:
         for call in (service.generate("word " * 3000), collect(service.generate_stream("word " * 3000))):
             match = rf"too long .* room for {room} and an answer"
             with pytest.raises(BitNetServiceError, match=match) as caught:
-                BitNetServiceError, match=rf"too long .* room for {room} and an answer"
-            ) as caught:
                 await call
             assert caught.value.status_code == 400
             assert sanitize_provider_error(caught.value) == str(caught.value)
