@@ -11,7 +11,8 @@ import pytest
 from numpy.typing import NDArray
 
 from bitnet import _native, models
-from bitnet.models.ternary import unpack_i2s
+from bitnet.models.gguf_writer import TensorType
+from bitnet.models.tensor_codec import decode_ternary
 from reference.cases import CASES
 from reference.engine import Engine
 from reference.model_factory import make_model
@@ -70,13 +71,14 @@ def test_the_codes_are_those_of_the_file(case: Engine) -> None:
         for name, stored in names.items():
             tensor = tensors[f"blk.{layer}.{stored}.weight"]
             width, rows = tensor.shape[:2]
-            codes, scale = unpack_i2s(raw[start + tensor.offset :][: tensor.n_bytes], rows, width)
+            data = raw[start + tensor.offset :][: tensor.n_bytes]
+            stored_matrix = decode_ternary(data, TensorType.I2_S, rows, width)
             words, own_scale = case.model.ternary_rows(layer, name, 4)
             assert words.shape[1] % 4 == 0
             unpacked = mlx_check.unpack(words)
-            assert np.array_equal(unpacked[:, :width], codes)
+            assert np.array_equal(unpacked[:, :width], stored_matrix.codes)
             assert not unpacked[:, width:].any()
-            assert own_scale == scale
+            assert own_scale == stored_matrix.scale
 
 
 def test_every_product_is_exact(case: Engine) -> None:

@@ -23,7 +23,8 @@ from bitnet.models.gguf_writer import GgufWriter, TensorType
 from bitnet.models.hf_folder import read_folder
 from bitnet.models.layouts import read_tl_config
 from bitnet.models.model_source import ModelSource
-from bitnet.models.ternary import absmean, pack_i2s
+from bitnet.models.tensor_codec import encode_ternary
+from bitnet.models.ternary import absmean
 
 
 def matrices(source: ModelSource) -> dict[str, tuple[Any, float]]:
@@ -338,6 +339,6 @@ def test_i2s_bytes_are_those_of_the_format(tmp_path: Path) -> None:
     """A row of 128 with +1 at 0, 32 and 127, -1 at 1 and 64, and the scale 0.5."""
     row = np.zeros((1, 128), np.int8)
     row[0, [0, 32, 127]], row[0, [1, 64]] = 1, -1
-    data = pack_i2s(row, 0.5)
+    data = encode_ternary(row, 0.5, TensorType.I2_S)
     assert data[:2].hex() == "a115"
     assert data[31:36].hex() == "560000003f"

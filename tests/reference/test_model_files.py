@@ -10,7 +10,9 @@ import pytest
 
 from bitnet import _native
 from bitnet.models.gguf_writer import GgufWriter, TensorType, tensor_bytes
-from bitnet.models.ternary import absmean, pack_i2s, unpack_i2s
+from bitnet.models.tensor_codec import decode_ternary as decode_tensor
+from bitnet.models.tensor_codec import encode_ternary
+from bitnet.models.ternary import absmean
 from reference.cases import CASES
 from reference.model_factory import random_model, write_gguf
 from reference.numpy_model import GgufReader, decode_ternary
@@ -20,29 +22,29 @@ def test_i2s_bytes_are_those_of_the_format() -> None:
     codes = np.zeros((1, 128), dtype=np.int8)
     codes[0, [0, 32, 127]] = 1
     codes[0, [1, 64]] = -1
-    packed = pack_i2s(codes, 0.5)
+    packed = encode_ternary(codes, 0.5, TensorType.I2_S)
     assert packed == bytes([0xA1, 0x15, *[0x55] * 29, 0x56]) + struct.pack("<f28x", 0.5)
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (3, 7), (5, 200), (4, 96), (33, 8640), (3000, 3001)])
 def test_i2s_of_any_size_reads_back(shape: tuple[int, int]) -> None:
     codes = np.random.default_rng(0).integers(-1, 2, shape).astype(np.int8)
-    packed = pack_i2s(codes, 0.123)
+    packed = encode_ternary(codes, 0.123, TensorType.I2_S)
     assert len(packed) == tensor_bytes(TensorType.I2_S, shape[::-1])
-    unpacked, scale = unpack_i2s(packed, *shape)
-    assert np.array_equal(unpacked, codes)
-    assert scale == np.float32(0.123)
+    unpacked = decode_tensor(packed, TensorType.I2_S, *shape)
+    assert np.array_equal(unpacked.codes, codes)
+    assert unpacked.scale == np.float32(0.123)
 
 
 def test_what_is_not_ternary_is_refused() -> None:
     with pytest.raises(ValueError, match="-1, 0 or 1"):
-        pack_i2s(np.array([[0, 2]], dtype=np.int8), 1.0)
-    packed = bytearray(pack_i2s(np.zeros((2, 64), dtype=np.int8), 1.0))
+        encode_ternary(np.array([[0, 2]], dtype=np.int8), 1.0, TensorType.I2_S)
+    packed = bytearray(encode_ternary(np.zeros((2, 64), dtype=np.int8), 1.0, TensorType.I2_S))
     with pytest.raises(ValueError, match="too few"):
-        unpack_i2s(packed[:20], 2, 64)
+        decode_tensor(packed[:20], TensorType.I2_S, 2, 64)
     packed[5] |= 0b11
-    with pytest.raises(ValueError, match="code 3"):
-        unpack_i2s(packed, 2, 64)
+    with pytest.raises(ValueError, match="stands for no ternary weight"):
+        decode_tensor(packed, TensorType.I2_S, 2, 64)
 
 
 def test_absmean_rounds_halves_to_even() -> None:

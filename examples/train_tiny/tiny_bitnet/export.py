@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from bitnet.models.gguf_writer import GgufWriter, TensorType
-from bitnet.models.ternary import absmean, pack_i2s
+from bitnet.models.tensor_codec import encode_ternary
+from bitnet.models.ternary import absmean
 
 from .model import ModelConfig
 from .tokenizer import BEGIN, END, END_OF_TURN, SPECIAL_TOKENS
@@ -109,7 +110,7 @@ def _add_tensor(writer: GgufWriter, name: str, weight: NDArray[np.float32]) -> N
     elif name == "token_embd.weight":
         writer.add_tensor(name, dims, TensorType.F16, weight.astype(np.float16))
     else:
-        writer.add_tensor(name, dims, TensorType.I2_S, pack_i2s(*absmean(weight)))
+        writer.add_tensor(name, dims, TensorType.I2_S, encode_ternary(*absmean(weight), TensorType.I2_S))
 
 
 def export(checkpoint: Path, tokenizer: Tokenizer, output: Path, name: str = "BitNet Tiny") -> None:

@@ -74,7 +74,7 @@ class Call:
             generations.append(self._generation(sample))
         # With the first, because whoever adds up usage must not count the prompt once for each of them. It is
         # an AIMessage, which ChatGeneration does not say.
-        generations[0].message.usage_metadata = usage_metadata(reply)  # type: ignore[attr-defined]
+        generations[0].message.usage_metadata = usage_metadata(reply)  # type: ignore[attr-defined]  # of a chat
         return ChatResult(generations=generations)
 
     def _generation(self, reply: Reply) -> ChatGeneration:

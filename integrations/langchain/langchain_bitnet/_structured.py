@@ -46,7 +46,7 @@ def _named_schema(schema: SchemaLike) -> tuple[str, dict[str, Any]]:
         written = model.model_json_schema() if issubclass(schema, BaseModel) else model.schema()
         return schema.__name__, written
     # It takes every form of schema there is, and declares some of them.
-    converted = convert_to_json_schema(schema)  # type: ignore[arg-type]
+    converted = convert_to_json_schema(schema)  # type: ignore[arg-type]  # takes more than it says
     return str(converted["title"]), converted
 
 

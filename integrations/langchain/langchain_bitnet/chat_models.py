@@ -109,7 +109,7 @@ class ChatBitNet(SharedConnection, GenerationFields, BaseChatModel):
         # An older langchain_core warns of what it does not know yet. What is left is a ModelProfile, as its
         # values were when it was made above.
         known = ModelProfile.__annotations__
-        return {name: value for name, value in profile.items() if name in known}  # type: ignore[return-value]
+        return {name: value for name, value in profile.items() if name in known}  # type: ignore[return-value]  # a TypedDict
 
     # --- answers ---
 
