@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,6 +11,10 @@ import pytest
 
 from bitnet import BitNet
 from reference.model_factory import ModelSpec, make_model
+
+# A shell without job control starts background jobs with Ctrl-C ignored, and children inherit that; here it
+# is tested.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -108,7 +108,9 @@ class Terminal:
 
     def interrupt(self, answer: str) -> str:
         """Ctrl-C until `answer` is shown: one that comes just before input() waits has no effect at once."""
+        deadline = time.monotonic() + 60
         while answer not in self.seen:
+            assert time.monotonic() < deadline, self.seen
             self.process.send_signal(signal.SIGINT)
             if select.select([self._controller], [], [], 1)[0]:
                 time.sleep(0.1)
