@@ -149,6 +149,11 @@ class ScriptedServer:
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join()
 
+    @property
+    def n_open(self) -> int:
+        """Connections that are open."""
+        return len(self._writers)
+
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.n_connections += 1
         self._writers.add(writer)

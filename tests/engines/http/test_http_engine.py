@@ -40,6 +40,18 @@ async def endless(asked: Asked, talk: Talk) -> None:
     await gone
 
 
+def test_cancelling_hangs_up_whenever_it_comes(
+    scripted: Scripted, connect: Connect, eventually: Wait
+) -> None:
+    """While it connects, asks, waits for the response or reads it."""
+    server = scripted(**{CHAT: endless})
+    model = connect(server)
+    for milliseconds in [0.5, 1, 1.5, 2, 3, 4, 6, 8, 12, 20] * 10:
+        with pytest.raises(TimeoutError):
+            model.stream_chat(HI).result(timeout=milliseconds / 1000)
+    eventually(lambda: server.n_open <= 1)  # one may be kept that was not used in the end
+
+
 def test_cancelling_hangs_up(scripted: Scripted, connect: Connect, eventually: Wait) -> None:
     server = scripted(**{CHAT: endless})
     model = connect(server)

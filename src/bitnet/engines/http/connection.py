@@ -296,12 +296,15 @@ class Connection:
         headers = {"accept": "text/event-stream, application/json"}
         if content is not None:
             headers["content-type"] = "application/json"
+        opened: list[Any] = []
         while True:
             fresh = False
 
             async def trace(name: str, information: dict[str, Any]) -> None:
                 nonlocal fresh
                 fresh = fresh or name.startswith("connection.")
+                if name == "connection.connect_tcp.complete":
+                    opened.append(information["return_value"])
                 loop.trace(name, information)
 
             request = loop.client.build_request(
@@ -309,6 +312,10 @@ class Connection:
             )
             try:
                 return await loop.client.send(request, stream=True)
+            except asyncio.CancelledError:
+                for stream in opened:  # httpcore forgets one that it has only just made
+                    await stream.aclose()
+                raise
             except (httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError):
                 # A connection that was kept, and that the server closed at the same moment: nothing was
                 # computed, and there are only so many of them.

@@ -70,7 +70,7 @@ class ClientLoop:
             task = self._loop.create_task(work)
             tasks.append(task)
             self._tasks.add(task)
-            timer = None if seconds is None else self._loop.call_later(seconds, task.cancel)
+            timer = None if seconds is None else self._loop.call_later(seconds, cancel_task)
 
             def end(task: asyncio.Task[None]) -> None:
                 if timer is not None:
@@ -81,8 +81,9 @@ class ClientLoop:
             task.add_done_callback(end)
 
         def cancel_task() -> None:
-            for task in tasks:
-                task.cancel()
+            # Once only: another time would interrupt httpx while it closes the connection, and leave it open.
+            while tasks:
+                tasks.pop().cancel()
 
         def cancel() -> None:
             with contextlib.suppress(RuntimeError):  # the loop is closed, and the task over
