@@ -18,6 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -186,10 +187,12 @@ class FakeEngine:
         return False  # a reply may be a function, which may take its time
 
     def _run(self, answer: _Answer) -> None:
-        answer.run()
+        hand_over = answer.run()
+        # Before the one who waits goes on: as with a real engine, an answer that is there is not under way.
         with self._lock:
             self._n_tokens += answer.n_tokens
             del self._threads[threading.current_thread()]
+        hand_over()
 
     def _check_open(self) -> None:
         if self._closed:
@@ -333,29 +336,30 @@ class _Answer:
     def n_tokens(self) -> int:
         return len(self._ids)
 
-    def run(self) -> None:
+    def run(self) -> Callable[[], None]:
+        """Say all of it. Returns what hands over how it ended."""
         try:
             reason = self._speak()
         except BaseException as error:
-            self._outlet.fail(error)
-            self._outlet.cancelled = True
-            return
+            return partial(self._fail, error)
         now = time.perf_counter()
         first = self._first_token_at or now
         calls = self._answer.tool_calls
-        self._gathering.finish(
-            self._index,
-            Reply(
-                text=self._answer.text,
-                token_ids=tuple(self._ids),
-                finish_reason="tool_calls" if calls and reason == "stop" else reason,
-                usage=Usage(self._n_prompt, len(self._ids)),
-                timings=Timings(0.0, first - self._started_at, now - first, 0.0, 0.0),
-                logprobs=tuple(self._logprobs) if self._request.logprobs else None,
-                stop_string=self._answer.stop_string,
-                tool_calls=calls,
-            ),
+        reply = Reply(
+            text=self._answer.text,
+            token_ids=tuple(self._ids),
+            finish_reason="tool_calls" if calls and reason == "stop" else reason,
+            usage=Usage(self._n_prompt, len(self._ids)),
+            timings=Timings(0.0, first - self._started_at, now - first, 0.0, 0.0),
+            logprobs=tuple(self._logprobs) if self._request.logprobs else None,
+            stop_string=self._answer.stop_string,
+            tool_calls=calls,
         )
+        return partial(self._gathering.finish, self._index, reply)
+
+    def _fail(self, error: BaseException) -> None:
+        self._outlet.fail(error)
+        self._outlet.cancelled = True
 
     def _speak(self) -> FinishReason:
         for piece in self._reply.pieces:
