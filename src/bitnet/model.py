@@ -19,7 +19,7 @@ from bitnet import logs, models
 from bitnet._native import physical_cores
 from bitnet.engines import deadline, selection, tiles
 from bitnet.engines.generation import DeferredGeneration
-from bitnet.engines.native import context_size
+from bitnet.engines.local import context_size
 from bitnet.engines.registry import Lease
 from bitnet.errors import ValidationError
 from bitnet.models import overrides
@@ -166,12 +166,13 @@ class BitNet:
         metadata_overrides: what is known better than by the file (see bitnet.models.overrides), such as
             {"tokenizer.ggml.pre": "llama-bpe"}, a chat template, the token that ends a turn, or the pooling.
         engine: who computes. "native": this package's own kernels. "mlx": Apple's MLX, on the GPU where it
-            has one (pip install 'bitnet-cpp[mlx]'). "auto": native; but mlx on Apple silicon if n_gpu_layers
-            is not 0.
+            has one (pip install 'bitnet-cpp[mlx]'). "llama_cpp": llama.cpp, for its GPUs and for models that
+            are no BitNet (pip install 'bitnet-cpp[llama-cpp]'). "auto": native; but mlx on Apple silicon if
+            n_gpu_layers is not 0.
         n_gpu_layers: layers to compute on a GPU, from the first one on: 0 = none, -1 = all, with embedding
             and head; mlx computes all or none. main_gpu: which one. low_vram: keep keys and values, embedding
             and head in the host's memory. NVIDIA: the results are the same bits, and a build with the CUDA
-            library is needed (see README.md).
+            library is needed (see README.md). llama_cpp: what llama-cpp-python was built for.
         max_waiting: requests that may wait for their turn, above which they are refused with OverloadedError.
         keep_alive: seconds the model stays loaded after it was closed by all who use it; negative = until
             bitnet.unload_all().

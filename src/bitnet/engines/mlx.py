@@ -18,14 +18,13 @@ from typing import TYPE_CHECKING, Any
 
 from bitnet import _native
 from bitnet.engines.native import NativeEngine
-from bitnet.errors import BitNetError, DeviceError, EngineClosedError, ValidationError
+from bitnet.errors import BitNetError, DeviceError, ValidationError
 from bitnet.values import QuantType
 
 if TYPE_CHECKING:
     from bitnet.engines import tiles
     from bitnet.engines.mlx_runner import MlxWeights
     from bitnet.runtime.runner import Runner
-    from bitnet.runtime.scheduler import Scheduler
 
 logger = logging.getLogger("bitnet")
 
@@ -148,6 +147,8 @@ class MlxEngine(NativeEngine):
     """Implements bitnet.engines.Engine. Use `load`, which checks that it computes rightly."""
 
     name = "mlx"
+    title = "MLX"
+    survives_fork = False
     _weights: MlxWeights | None = None
 
     def _choose_tiles(
@@ -173,15 +174,6 @@ class MlxEngine(NativeEngine):
         except Exception as error:  # such as memory that is not enough
             raise DeviceError(f"MLX cannot hold the model: {error}; set engine to native") from error
 
-    @property
-    def _scheduler(self) -> Scheduler:
-        if _used_by != os.getpid():
-            raise EngineClosedError(
-                "this model was loaded on MLX before the process was forked, and MLX does not survive that; "
-                "start workers with the method 'spawn'"
-            )
-        return super()._scheduler
-
     def close(self) -> None:
         super().close()
         self._weights = None
@@ -189,6 +181,6 @@ class MlxEngine(NativeEngine):
     @property
     def model_and_weights(self) -> tuple[_native.Model, MlxWeights]:
         """For the check."""
-        assert self._model is not None
+        assert isinstance(self._model, _native.Model)
         assert self._weights is not None
         return self._model, self._weights

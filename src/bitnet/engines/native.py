@@ -1,77 +1,35 @@
-"""The engine in this process: a model file, its tokenizer, its chat template, and a scheduler for it.
-
-Text becomes tokens here, on the caller's thread; everything after that happens on the scheduler's. In a
-forked process the weights are used on, with a scheduler and compute threads of its own.
-"""
+"""The engine of this package: a model file whose weights native code packs and computes, on a CPU or a CUDA
+GPU."""
 
 from __future__ import annotations
 
-import asyncio
 import logging
-import os
-import threading
 import time
-import weakref
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Any, ClassVar
 
 from bitnet import _native
 from bitnet.engines import gpu, layout_detection, tiles
-from bitnet.engines.generation import Generation
-from bitnet.errors import ContextOverflowError, EngineClosedError, ModelFileError, ValidationError
+from bitnet.engines.local import LocalEngine, check_kv_tokens, context_size, pooling, tell_once, text_parts
 from bitnet.models import catalog, layouts, overrides, weight_cache
 from bitnet.models.catalog import CatalogModel
 from bitnet.models.overrides import Overrides
 from bitnet.models.tensor_codec import TlTile
-from bitnet.runtime.answer import Gathering
-from bitnet.runtime.embedding import (
-    EMBEDDING_ARCHITECTURES,
-    POOLING_TYPES,
-    EmbeddingSequence,
-    EmbeddingWindow,
-)
 from bitnet.runtime.runner import Runner
-from bitnet.runtime.scheduler import PROMPT_TILE, Scheduler
-from bitnet.runtime.sequence import GenerationSequence, LogitsSequence, LogprobsSequence
-from bitnet.text.chat_template import ChatTemplate
-from bitnet.text.tokenizer import Tokenizer
-from bitnet.text.tool_calls import prompt_parts
-from bitnet.values import (
-    EmbeddingRequest,
-    EngineName,
-    Health,
-    KvType,
-    Layout,
-    ModelInfo,
-    Pooling,
-    QuantType,
-    Request,
-    Scales,
-)
-
-if TYPE_CHECKING:
-    from bitnet.text.constraints import Constraint
+from bitnet.values import EngineName, KvType, Layout, ModelInfo, Pooling, QuantType, Scales
 
 logger = logging.getLogger("bitnet")
 
-# Enough for most conversations, and a key/value store that small machines can hold.
-DEFAULT_N_CTX = 2048
-GPU_PROMPT_TOKENS = 256  # not tuned on a device yet
-# Prompts up to this size become tokens within the event loop that asks; see `submits_at_once`.
-_MAX_CHARACTERS_AT_ONCE = 1000
-_CHARACTERS_AROUND_A_MESSAGE = 50  # what a template's work for a message is worth
 KV_BLOCK_SIZE = 32  # positions; Runner.block_size, needed before there is a Runner
 
 
-class NativeEngine:
+class NativeEngine(LocalEngine):
     """Implements bitnet.engines.Engine. Who computes the steps is a Runner, which others may replace."""
 
     name: ClassVar[EngineName] = "native"
+    title = "the native engine"
 
     def __init__(
         self,
@@ -108,7 +66,7 @@ class NativeEngine:
         reading = layout_detection.choose(
             path,
             file,
-            lambda: _text_parts(path, facts)[0],
+            lambda: text_parts(path, facts)[0],
             layout=layout,
             scales=scales,
             n_threads=n_threads,
@@ -128,17 +86,11 @@ class NativeEngine:
             activation=activation or "",
             divide_by_scales=reading.scales == "divide",
         )
-        self._tokenizer, self._chat_template, repairs = _text_parts(path, facts)
-        if self._tokenizer.vocab_size != model.vocab_size:
-            raise ModelFileError(
-                f"{path}: the tokenizer has {self._tokenizer.vocab_size} tokens, but the embedding has "
-                f"{model.vocab_size} rows; the file is damaged or was converted wrongly"
-            )
+        self._tokenizer, self._chat_template, repairs = text_parts(path, facts)
         n_ctx = context_size(n_ctx, model.context_length)
         self._n_blocks = _kv_blocks(kv_tokens, n_ctx, n_batch)
         self._n_threads = n_threads
         self._tiles = self._choose_tiles(model, quant_type, use_pretuned, kernel_params)
-        self._n_batch = n_batch
         self._kv_type = kv_type
         self._gpu: dict[str, Any] = {}
         if n_gpu_layers:
@@ -148,24 +100,22 @@ class NativeEngine:
                 "low_vram": low_vram,
                 "gpu_library": gpu.required_library(n_gpu_layers),
             }
-        self._speculate = speculate
-        self._max_waiting = max_waiting
-        self._lock = threading.RLock()  # guards _model and _current; a garbage collection may close us
-        self._model: _native.Model | None = model
-        runner = self._start(model)
+        runner = self._begin(
+            model, path=path, n_ctx=n_ctx, n_batch=n_batch, max_waiting=max_waiting, speculate=speculate
+        )
         known = catalog.identify(model)
         self._prefixes = catalog.embedding_prefixes(facts)
         if known is not None and not self._prefixes:
             self._prefixes = known.embedding_prefixes
-        pooling = _pooling(facts, model.architecture)
+        declared = pooling(facts, model.architecture)
         repairs = [*model.repairs, *repairs]
         warnings = [*self._tokenizer.warnings, *model.warnings]
         if reading.repair is not None:
             repairs.append(reading.repair)
         if reading.warning is not None:
             warnings.append(reading.warning)
-        if known is not None and known.pooling not in (None, pooling):
-            warnings.append(_pooling_doubt(pooling, known))
+        if known is not None and known.pooling not in (None, declared):
+            warnings.append(_pooling_doubt(declared, known))
         if self._chat_template.source is not None and self._chat_template.problem is not None:
             warnings.append(self._chat_template.problem)
         self._info = ModelInfo(
@@ -195,7 +145,7 @@ class NativeEngine:
             gpu=_gpu_name(self._gpu),
             gpu_bytes=runner.gpu_bytes,
             has_chat_template=self._chat_template.problem is None,
-            pooling=pooling,
+            pooling=declared,
             repairs=tuple(repairs),
             warnings=tuple(warnings),
             quant_type=quant_type,
@@ -207,7 +157,7 @@ class NativeEngine:
             scales=reading.scales,
             losses=reading.losses,
         )
-        _tell_once(path, [*repairs, *warnings])
+        tell_once(path, [*repairs, *warnings])
         logger.debug(
             "loaded %s in %.3f s: %d threads, %s kernels, packed weights %s",
             path,
@@ -216,7 +166,6 @@ class NativeEngine:
             runner.kernels,
             "from the cache" if model.from_cache else "made now",
         )
-        _engines.add(self)
 
     def _choose_tiles(
         self,
@@ -243,250 +192,6 @@ class NativeEngine:
             **self._gpu,
         )
 
-    def _start(self, model: _native.Model) -> Runner:
-        runner = self._new_runner(model)
-        # A GPU that has all layers computes so many prompt tokens in hardly more time than a few.
-        prompt_tokens = GPU_PROMPT_TOKENS if runner.n_gpu_layers == model.n_layers else PROMPT_TILE
-        scheduler = Scheduler(
-            runner, n_batch=self._n_batch, max_waiting=self._max_waiting, prompt_tokens=prompt_tokens
-        )
-        # Also when the engine is dropped without close, and before the interpreter ends.
-        self._close = weakref.finalize(self, scheduler.close)
-        self._current: Scheduler | None = scheduler
-        return runner
-
-    @property
-    def _scheduler(self) -> Scheduler:
-        """The scheduler of this process. Raises EngineClosedError if the model was closed before a fork."""
-        with self._lock:
-            if self._current is None:
-                if self._model is None:
-                    raise EngineClosedError("the model is closed; load it again")
-                self._start(self._model)
-            assert self._current is not None
-            return self._current
-
-    def leave_behind(self) -> None:
-        """In a child process, right after the fork: the threads of scheduler and runner are in the parent."""
-        _keep_for_ever(self._current)
-        if not self._close.alive:
-            self._model = None
-        self._close.detach()
-        self._current = None
-        self._lock = threading.RLock()  # somebody who does not exist here may hold the other one
-
-    @property
-    def info(self) -> ModelInfo:
-        return self._info
-
-    def submit(self, request: Request) -> Generation:
-        prompt_ids = self._prompt_ids(request)
-        if len(prompt_ids) >= self._info.n_ctx:
-            raise ContextOverflowError(len(prompt_ids), self._info.n_ctx)
-        self._check_ids("logit_bias", request.sampling.logit_bias)
-        constraint = self._constraint(request)
-        gathering = Gathering(request.n)
-        sequences = [
-            GenerationSequence(
-                prompt_ids,
-                request,
-                self._tokenizer,
-                self._info.n_ctx,
-                constraint,
-                gathering,
-                index,
-                speculate=self._speculate,
-            )
-            for index in range(request.n)
-        ]
-        scheduler = self._scheduler
-        scheduler.submit(*sequences)
-        return Generation(gathering.outlet, scheduler.notice_cancel, owner=self)
-
-    def submits_at_once(self, request: Request) -> bool:
-        # To compile a grammar takes longer, and so does to make tokens of a long text.
-        if request.n > 1 or request.response_format is not None or request.callable_tools:
-            return False
-        messages = request.messages or ()
-        if any(message.tool_calls for message in messages):
-            return False
-        n_characters = sum(len(message.content) + _CHARACTERS_AROUND_A_MESSAGE for message in messages)
-        return n_characters + len(request.prompt or request.token_ids or ()) <= _MAX_CHARACTERS_AT_ONCE
-
-    def _constraint(self, request: Request) -> Constraint | None:
-        if request.callable_tools:
-            from bitnet.text.tool_grammar import tool_constraint  # late: most requests need no grammars
-
-            return tool_constraint(
-                request.callable_tools,
-                request.tool_choice,
-                request.parallel_tool_calls,
-                request.response_format,
-                self._tokenizer,
-            )
-        if request.response_format is None:
-            return None
-        from bitnet.text.constraints import compile_constraint
-
-        return compile_constraint(request.response_format, self._tokenizer)
-
-    def _prompt_ids(self, request: Request) -> Sequence[int]:
-        if request.token_ids is not None:
-            self._check_ids("prompt", request.token_ids)
-            return request.token_ids
-        if request.messages is not None:
-            messages, tools = prompt_parts(self._chat_template, request.messages, request.callable_tools)
-            return self._chat_template.render(messages, tools=tools, **request.template_args)
-        prompt_ids = self.tokenize(request.prompt or "")
-        if not prompt_ids:
-            raise ValidationError(
-                "the prompt is empty, and this model has no token to begin with; give it some text",
-                field="prompt",
-            )
-        return prompt_ids
-
-    def _check_ids(self, field: str, token_ids: Iterable[int]) -> None:
-        for token_id in token_ids:
-            if token_id >= self._info.vocab_size:
-                raise ValidationError(
-                    f"{field}: token id {token_id} is outside of the vocabulary of {self._info.vocab_size}",
-                    field=field,
-                )
-
-    def tokenize(self, text: str, *, add_special: bool = True, parse_special: bool = False) -> list[int]:
-        return self._tokenizer.encode(text, add_special=add_special, parse_special=parse_special)
-
-    def detokenize(self, token_ids: Sequence[int], *, skip_special: bool = True) -> str:
-        return self._tokenizer.decode(token_ids, skip_special=skip_special)
-
-    def vocabulary(self) -> Sequence[bytes]:
-        return [self._tokenizer.token_bytes(token_id) for token_id in range(self._tokenizer.vocab_size)]
-
-    def render(self, request: Request) -> str:
-        return self.detokenize(self._prompt_ids(request), skip_special=False)
-
-    def count_tokens(self, request: Request) -> int:
-        return len(self._prompt_ids(request))
-
-    def logits(
-        self, token_ids: Sequence[int], *, first: int = 0, cache_salt: str | None = None
-    ) -> NDArray[np.float32]:
-        self._check_measurable(token_ids)
-        return self._measured(LogitsSequence(token_ids, self._info.vocab_size, first=first, salt=cache_salt))
-
-    def logprobs(self, token_ids: Sequence[int], *, first: int = 1) -> NDArray[np.float64]:
-        self._check_measurable(token_ids)
-        return self._measured(LogprobsSequence(token_ids, first=first))
-
-    def _check_measurable(self, token_ids: Sequence[int]) -> None:
-        self._check_ids("token_ids", token_ids)
-        if len(token_ids) > self._info.n_ctx:
-            raise ContextOverflowError(len(token_ids), self._info.n_ctx)
-
-    def _measured(self, sequence: LogitsSequence | LogprobsSequence) -> NDArray[Any]:
-        scheduler = self._scheduler
-        scheduler.submit(sequence)
-        try:
-            return sequence.outlet.result()
-        except BaseException:
-            sequence.outlet.cancelled = True
-            scheduler.notice_cancel()
-            raise
-
-    def embed(self, request: EmbeddingRequest) -> NDArray[np.float32]:
-        window = self._embedding_window(request)
-        vectors = []
-        try:
-            while (outlet := window.oldest()) is not None:
-                vectors.append(outlet.result())
-                window.pop()
-        except BaseException:
-            window.cancel()
-            raise
-        return self._stack(vectors, request)
-
-    async def aembed(self, request: EmbeddingRequest) -> NDArray[np.float32]:
-        # To make tokens of many texts takes longer than an event loop may stand still.
-        window = await asyncio.to_thread(self._embedding_window, request)
-        vectors = []
-        try:
-            while (outlet := window.oldest()) is not None:
-                vectors.append(await outlet.aresult())
-                window.pop()
-        except BaseException:
-            window.cancel()
-            raise
-        return self._stack(vectors, request)
-
-    def _embedding_window(self, request: EmbeddingRequest) -> EmbeddingWindow:
-        info = self._info
-        pooling = request.pooling or info.pooling
-        if pooling is None:
-            raise ValidationError(
-                f"{info.name} declares a way of pooling that is not computed here; choose "
-                'pooling="mean" or "last" yourself',
-                field="pooling",
-            )
-        dimensions = request.dimensions or info.hidden_size
-        if dimensions > info.hidden_size:
-            raise ValidationError(
-                f"dimensions can be {info.hidden_size} at most: that is the length of this model's vectors",
-                field="dimensions",
-            )
-        if dimensions < info.hidden_size and info.architecture not in EMBEDDING_ARCHITECTURES:
-            raise ValidationError(
-                f"dimensions can only be {info.hidden_size}: this model was not trained for shorter vectors",
-                field="dimensions",
-            )
-        prefix = self._prefixes.get(request.kind, "") if request.prefix is None else request.prefix
-        texts = [self.tokenize(prefix + text) for text in request.texts]
-        for index, token_ids in enumerate(texts):
-            if len(token_ids) > info.n_ctx:
-                raise _text_overflow(index, len(token_ids), info.n_ctx)
-        sequences = (
-            EmbeddingSequence(
-                ids, info.hidden_size, pooling=pooling, normalize=request.normalize, dimensions=dimensions
-            )
-            for ids in texts
-        )
-        # Twice as many as run together, so that there is always one ready to follow.
-        return EmbeddingWindow(self._scheduler, sequences, 2 * info.n_batch)
-
-    def _stack(self, vectors: list[NDArray[np.float32]], request: EmbeddingRequest) -> NDArray[np.float32]:
-        length = request.dimensions or self._info.hidden_size
-        return np.stack(vectors) if vectors else np.empty((0, length), np.float32)
-
-    def health(self) -> Health:
-        try:
-            return self._scheduler.health()
-        except EngineClosedError:  # before the fork that made this process
-            return Health(closed=True, running=0, waiting=0, free_blocks=0, n_blocks=0, n_steps=0, n_tokens=0)
-
-    def close(self) -> None:
-        with self._lock:
-            scheduler, self._model = self._current, None
-        if scheduler is not None:
-            self._close()
-            scheduler.close()  # waits, should another thread be closing
-
-
-def _text_parts(path: Path, metadata: Mapping[str, Any]) -> tuple[Tokenizer, ChatTemplate, list[str]]:
-    """Tokenizer and chat template, and what was repaired. Raises ModelFileError naming the file."""
-    try:
-        tokenizer = Tokenizer.from_metadata(metadata)
-        template = ChatTemplate.from_metadata(metadata, tokenizer)
-    except ModelFileError as error:
-        raise ModelFileError(f"{path}: {error}") from None
-    repairs = [*tokenizer.repairs, *template.repairs]
-    end = template.end_of_turn()
-    if end is not None and end not in tokenizer.end_ids and end != tokenizer.bos_id:
-        tokenizer = tokenizer.ending_with(end)
-        repairs.append(
-            f"The chat template ends each answer with {tokenizer.token_text(end)} ({end}), which the model "
-            "file does not name as the end of a turn; it ends answers here, too."
-        )
-    return tokenizer, template, repairs
-
 
 def _variant(embd_type: str | None, layout: str | None, tl_tiles: tuple[TlTile, ...]) -> str:
     """What tells the packed weights of one file from others of it, for a file name."""
@@ -502,87 +207,18 @@ def _gpu_name(options: Mapping[str, Any]) -> str:
     return name
 
 
-def _pooling(metadata: Mapping[str, Any], architecture: str) -> Pooling | None:
-    declared = metadata.get(f"{architecture}.pooling_type")
-    if declared is None:
-        return "last" if architecture in EMBEDDING_ARCHITECTURES else "mean"
-    return POOLING_TYPES.get(declared) if isinstance(declared, int) else None
-
-
-def _pooling_doubt(pooling: Pooling | None, known: CatalogModel) -> str:
-    declared = pooling or "in a way unknown here"
+def _pooling_doubt(declared: Pooling | None, known: CatalogModel) -> str:
     return (
-        f"The model file declares the pooling {declared}, and the model card of {known.title} says "
-        f"{known.pooling}. The file is followed; if its vectors find the wrong texts, override it (metadata "
-        f"override: pooling_type={known.pooling})."
+        f"The model file declares the pooling {declared or 'in a way unknown here'}, and the model card of "
+        f"{known.title} says {known.pooling}. The file is followed; if its vectors find the wrong texts, "
+        f"override it (metadata override: pooling_type={known.pooling})."
     )
-
-
-_told: set[tuple[str, int, str]] = set()
-
-
-def _tell_once(path: Path, messages: Iterable[str]) -> None:
-    """Log each message about a file once in this process, however often the file is loaded."""
-    for message in dict.fromkeys(messages):
-        key = (os.path.realpath(path), path.stat().st_mtime_ns, message)
-        if key not in _told:
-            _told.add(key)
-            logger.warning("%s: %s", path.name, message)
-
-
-def _text_overflow(index: int, n_tokens: int, n_ctx: int) -> ContextOverflowError:
-    error = ContextOverflowError(n_tokens, n_ctx)
-    error.field = "texts"
-    error.args = (
-        f"texts[{index}] has {n_tokens} tokens; a context of {n_ctx} has room for {n_ctx}. Shorten or split "
-        "the text, or load the model with a larger n_ctx",
-    )
-    return error
-
-
-def context_size(n_ctx: int | None, limit: int) -> int:
-    """Tokens a sequence may hold. n_ctx: None = the default, 0 = the model's own limit.
-
-    Raises ValidationError for more than the limit.
-    """
-    if n_ctx is None:
-        return min(DEFAULT_N_CTX, limit)
-    if n_ctx > limit:
-        raise ValidationError(
-            f"n_ctx={n_ctx} is more than the {limit} this model was made for; give that at most, or 0 for it",
-            field="n_ctx",
-        )
-    return n_ctx or limit
 
 
 def _kv_blocks(kv_tokens: int | None, n_ctx: int, n_batch: int) -> int:
     blocks_of_context = -(-n_ctx // KV_BLOCK_SIZE)
     if kv_tokens is None:
         return n_batch * blocks_of_context
-    if kv_tokens < n_ctx:
-        raise ValidationError(
-            f"kv_tokens={kv_tokens} is less than one context of n_ctx={n_ctx}; give that at least, or load "
-            "the model with a smaller n_ctx",
-            field="kv_tokens",
-        )
+    check_kv_tokens(kv_tokens, n_ctx)
     # More than n_batch contexts only keep more prompts for later requests.
     return -(-kv_tokens // KV_BLOCK_SIZE)
-
-
-_engines: weakref.WeakSet[NativeEngine] = weakref.WeakSet()
-
-
-def _keep_for_ever(value: object) -> None:
-    """Never destroy `value`: the destructor of a thread pool waits for its threads."""
-    import ctypes  # only after a fork
-
-    ctypes.pythonapi.Py_IncRef(ctypes.py_object(value))
-
-
-def _after_fork() -> None:
-    for engine in list(_engines):
-        engine.leave_behind()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)

@@ -66,13 +66,17 @@ class Scheduler:
         n_batch: int,
         max_waiting: int,
         prompt_tokens: int = PROMPT_TILE,
+        longest: int | None = None,
     ) -> None:
-        """prompt_tokens: those that are computed beside answers at least."""
+        """prompt_tokens: those that are computed beside answers at least. longest: tokens of a sequence at
+        most."""
         self._runner = runner
         self._n_batch = n_batch
         self._max_waiting = max_waiting
         self._prompt_tokens = prompt_tokens
         self._block_size = runner.block_size
+        # A sequence that fits into its first block never needs another.
+        self._grow = longest is None or longest > runner.block_size
         self._max_batch_tokens = runner.max_batch_tokens
         self._cache = PrefixCache(runner.n_blocks, runner.block_size)
         # Guards _waiting, _closing, _freed and _thread; signals work and closing. Reentrant, because a
@@ -186,8 +190,9 @@ class Scheduler:
             while self._waiting and len(self._running) < self._n_batch:
                 sequence = self._waiting[0]
                 # A spare block for each that runs, so that none has to make way as soon as it is admitted.
+                n_spare = len(self._running) if self._grow else 0
                 n_reused = self._cache.admit(
-                    sequence.table, sequence.token_ids, len(self._running), self._runner.copy_block
+                    sequence.table, sequence.token_ids, n_spare, self._runner.copy_block
                 )
                 if n_reused is None and self._running:
                     break

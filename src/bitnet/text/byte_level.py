@@ -55,6 +55,11 @@ SPLITTERS = {
 }
 
 
+def is_unknown(vocabulary: Vocabulary) -> bool:
+    """Whether the file names a splitter that is not known here."""
+    return vocabulary.model == "gpt2" and vocabulary.pre is not None and vocabulary.pre not in SPLITTERS
+
+
 def choose_splitter(vocabulary: Vocabulary, repairs: list[str]) -> Splitter:
     """The splitter the file names, or the one it must mean; appends to `repairs` where it names none.
 

@@ -7,8 +7,8 @@ own; streaming is in incremental.py.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple, TypeAlias
 
 from bitnet.errors import ModelFileError, ValidationError
 
@@ -18,6 +18,14 @@ from .sentence_piece import SentencePieceModel
 from .special_tokens import SpecialTokenFinder, SpecialTokens
 from .vocabulary import Vocabulary
 
+Encode: TypeAlias = Callable[[str], list[int]]
+
+
+class _OtherModel(NamedTuple):
+    """How tokens are made, by something else."""
+
+    encode: Encode
+
 
 class Tokenizer:
     """The tokenizer of one model. Immutable after construction; safe to share between threads.
@@ -26,16 +34,22 @@ class Tokenizer:
     `warnings` what else its user should know.
     """
 
-    def __init__(self, vocabulary: Vocabulary) -> None:
-        """Raises ModelFileError if the vocabulary cannot be used as its model says."""
+    def __init__(self, vocabulary: Vocabulary, other_encode: Encode | None = None) -> None:
+        """other_encode: what makes tokens of text that is split in a way unknown here; None = it is refused.
+
+        Raises ModelFileError if the vocabulary cannot be used as its model says."""
         special = SpecialTokens.of(vocabulary)
         self.repairs: list[str] = []
         self.warnings: list[str] = []
         self._tokens = vocabulary.tokens
         self._ids_by_text = vocabulary.ids
         self._special = special
-        self._model: ByteLevelModel | SentencePieceModel
-        if vocabulary.model == "gpt2":
+        self._model: ByteLevelModel | SentencePieceModel | _OtherModel
+        if other_encode is not None and byte_level.is_unknown(vocabulary):
+            self._model = _OtherModel(other_encode)
+            self._bytes = byte_level.token_bytes(vocabulary)
+            self.space_prefix, add_bos = False, False
+        elif vocabulary.model == "gpt2":
             splitter = byte_level.choose_splitter(vocabulary, self.repairs)
             self._model = ByteLevelModel(vocabulary, splitter, special.control)
             self._bytes = byte_level.token_bytes(vocabulary)
@@ -74,13 +88,13 @@ class Tokenizer:
         self._all_finder = SpecialTokenFinder({**special.user_texts, **special.control_texts})
 
     @classmethod
-    def from_metadata(cls, metadata: Mapping[str, Any]) -> Tokenizer:
+    def from_metadata(cls, metadata: Mapping[str, Any], other_encode: Encode | None = None) -> Tokenizer:
         """`metadata`: the `tokenizer.ggml.*` keys of a GGUF file as plain values.
 
         Raises ModelFileError for metadata that is missing, of the wrong type, contradictory or of an unknown
         kind.
         """
-        return cls(Vocabulary.from_metadata(metadata))
+        return cls(Vocabulary.from_metadata(metadata), other_encode)
 
     def ending_with(self, token_id: int) -> Tokenizer:
         """The same tokenizer, with one more token that ends an answer."""
