@@ -11,6 +11,7 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <cmath>
 #include <cstring>
 
@@ -154,6 +155,7 @@ void forward(Runner& runner, TokenArray token_ids, const std::vector<std::vector
 
 using Bytes = nb::ndarray<const uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Codes = nb::ndarray<const int8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using Logits = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using FloatRows = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using TileRows = std::vector<std::array<int32_t, 5>>;  // rows, cols, row_block, col_block, simd_rows
 
@@ -272,16 +274,20 @@ nb::tuple gpu_product(const std::string& library, int device, CodeRows codes, Co
     return nb::make_tuple(nb::cast(y), timing.seconds, timing.weight_bytes, timing.copy_bytes_per_second);
 }
 
+std::optional<Activation> activation_choice(const std::string& name) {
+    const std::optional<Activation> chosen = activation_named(name);
+    if (!name.empty() && !chosen) throw InvalidRequestError("activation must be relu2, silu or gelu_tanh, not '" + name + "'");
+    return chosen;
+}
+
 std::shared_ptr<Model> load(std::shared_ptr<GgufFile> file, int n_threads, bool use_mmap, bool use_mlock, const std::string& cache_path,
                             const std::string& embd_type, const std::string& layout, const TileRows& tl_tiles, const std::string& activation,
                             bool divide_by_scales) {
     ModelOptions options;
     if (!embd_type.empty()) options.embedding_type = type_of_kind(embd_type, false);
     options.layout = layout_choice(layout, tl_tiles);
-    options.activation = activation_named(activation);
+    options.activation = activation_choice(activation);
     options.divide_by_scales = divide_by_scales;
-    if (!activation.empty() && !options.activation)
-        throw InvalidRequestError("activation must be relu2, silu or gelu_tanh, not '" + activation + "'");
     options.n_threads = n_threads > 0 ? n_threads : physical_cores();
     options.use_mmap = use_mmap;
     options.use_mlock = use_mlock;
@@ -455,6 +461,13 @@ private:
     int n_ = 0;
 };
 
+// What another library's native code asks whether it should stop, without the interpreter.
+struct Flag {
+    std::atomic<bool> value = false;
+};
+
+extern "C" bool flag_is_set(void* flag) { return static_cast<const Flag*>(flag)->value; }
+
 Sampler new_sampler(float temperature, int32_t top_k, float top_p, float min_p, float repetition_penalty, float presence_penalty,
                     float frequency_penalty, uint64_t seed, const std::optional<nb::dict>& logit_bias, const std::vector<int32_t>& prompt_ids) {
     std::vector<std::pair<int32_t, float>> bias;
@@ -513,6 +526,10 @@ NB_MODULE(_native, m) {
         .def_prop_ro("metadata", metadata)
         .def_prop_ro("metadata_kinds", metadata_kinds)
         .def_prop_ro("data_offset", data_offset)
+        .def("activation", [](const GgufFile& file, const std::string& wanted) {
+                 std::string repair;
+                 return std::string(activation_name(choose_activation(file, find_architecture(file), activation_choice(wanted), &repair)));
+             }, "wanted"_a = "")
         .def_prop_ro("tensors", tensors);
 
     nb::class_<Model>(m, "Model")
@@ -562,6 +579,9 @@ NB_MODULE(_native, m) {
              "repetition_penalty"_a = 1.0f, "presence_penalty"_a = 0.0f, "frequency_penalty"_a = 0.0f, "seed"_a = 0,
              "logit_bias"_a = nb::none(), "prompt_ids"_a = std::vector<int32_t>{})
         .def("accept", &Sampler::accept, "token_id"_a)
+        .def("sample", [](Sampler& sampler, Logits logits, int n_logprobs) {
+                 return sampler.sample(LogitRow::of_logits(logits.data(), static_cast<int32_t>(logits.size())), n_logprobs);
+             }, "logits"_a, "logprobs"_a = -1, nb::call_guard<nb::gil_scoped_release>())
         .def("set_mask", [](Sampler& sampler, std::optional<TokenArray> mask) {
                  std::vector<uint32_t> words;
                  if (mask) {
@@ -570,6 +590,13 @@ NB_MODULE(_native, m) {
                  }
                  sampler.set_mask(std::move(words));
              }, "mask"_a.none());
+
+    nb::class_<Flag>(m, "Flag")
+        .def(nb::init<>())
+        .def("set", [](Flag& flag) { flag.value = true; })
+        .def("take", [](Flag& flag) { return flag.value.exchange(false); })
+        .def_prop_ro("address", [](const Flag& flag) { return reinterpret_cast<uintptr_t>(&flag); })
+        .def_prop_ro_static("reader", [](nb::handle) { return reinterpret_cast<uintptr_t>(&flag_is_set); });
 
     nb::class_<Runner>(m, "Runner")
         .def(nb::new_(&new_runner), "model"_a, nb::kw_only(), "n_blocks"_a, "max_batch_tokens"_a = 512, "n_threads"_a = 0, "kernels"_a = "",

@@ -23,20 +23,24 @@ float dot_row(const DenseRows& rows, const Kernels& kernels, int32_t row, const 
 }  // namespace
 
 float LogitRow::exact(int32_t token) const {
+    if (given_) return given_[token];
     thread_local std::vector<float> scratch;
     scratch.resize(static_cast<size_t>(model_->sizes().hidden_size));
     return dot_row(model_->head(), *kernels_, token, hidden_, model_->sizes().hidden_size, scratch.data());
 }
 
 std::vector<float> LogitRow::exact_all() const {
+    if (given_) return {given_, given_ + given_vocab_};
     std::vector<float> logits(static_cast<size_t>(vocab_size()));
     head_->exact(hidden_, index_, 1, logits.data());
     return logits;
 }
 
-const float* LogitRow::approximate() const { return head_->approximate(index_); }
+const float* LogitRow::approximate() const { return given_ ? given_ : head_->approximate(index_); }
 
-std::vector<FoundToken> LogitRow::search(size_t count, const std::vector<uint32_t>& mask) const { return head_->search(*this, count, mask); }
+std::vector<FoundToken> LogitRow::search(size_t count, const std::vector<uint32_t>& mask) const {
+    return given_ ? std::vector<FoundToken>{} : head_->search(*this, count, mask);
+}
 
 void OutputHead::compute(const float* hidden, int n) {
     const HeadRows& rows = model_.packed().head();

@@ -24,10 +24,19 @@ struct FoundToken {
 // The logits of one position: approximate for all tokens, exact on demand.
 class LogitRow {
 public:
-    int32_t vocab_size() const { return model_->sizes().vocab_size; }
+    // Of logits [vocab] that were computed elsewhere, which are exact. They must outlive the row.
+    static LogitRow of_logits(const float* logits, int32_t vocab) {
+        LogitRow row;
+        row.given_ = logits;
+        row.given_vocab_ = vocab;
+        return row;
+    }
+
+    int32_t vocab_size() const { return given_ ? given_vocab_ : model_->sizes().vocab_size; }
     const float* approximate() const;  // [vocab]
     // |approximate - exact| <= bound
     float bound(int32_t token) const {
+        if (given_) return 0;
         const HeadRows& rows = model_->packed().head();
         return rows.error_norms[token] * error_factor_ + rows.row_norms[token] * norm_factor_ + rows.scales[token] * scale_factor_;
     }
@@ -40,6 +49,8 @@ public:
 
 private:
     friend class OutputHead;
+    const float* given_ = nullptr;  // else the head has them
+    int32_t given_vocab_ = 0;
     OutputHead* head_ = nullptr;
     int index_ = 0;
     const Model* model_ = nullptr;

@@ -7,7 +7,7 @@ cannot be computed as asked) and CancelledError. Everything here is internal: us
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,6 +46,8 @@ class ModelFile:
     @property
     def data_offset(self) -> int:
         """Where the data section begins, from the start of the file."""
+    def activation(self, wanted: str = "") -> str:
+        """What a Model of this file would compute. Raises ModelFileError for an unknown architecture."""
     @property
     def tensors(self) -> list[TensorInfo]: ...
 
@@ -280,9 +282,22 @@ class Sampler:
         tokens. top_k 0 = all; top_p 1 = all; min_p 0 = off. seed: u64."""
     def accept(self, token_id: int) -> None:
         """Record a generated token (penalties)."""
+    def sample(self, logits: NDArray[np.float32], logprobs: int = -1) -> Sampled:
+        """The next token, given exact logits [vocab] that were computed elsewhere; see Runner.sample."""
     def set_mask(self, mask: NDArray[np.int32] | None) -> None:
         """Allowed tokens of the next sample: bit t % 32 of word t // 32 (llguidance's bitmask); None =
         all."""
+
+class Flag:
+    """What another library's native code asks whether to stop: call `reader` with `address`, as C's
+    bool (*)(void *). It needs no interpreter lock. Any thread may set and take it."""
+
+    reader: ClassVar[int]
+    @property
+    def address(self) -> int: ...
+    def set(self) -> None: ...
+    def take(self) -> bool:
+        """Whether it was set; it no longer is."""
 
 class GpuDevice:
     @property

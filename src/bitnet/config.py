@@ -222,7 +222,8 @@ class BitNetConfig(_Block):
     engine: EngineChoice = Field(
         default="auto",
         description="Who computes (mode direct). auto: native, or mlx on Apple silicon if n_gpu_layers is "
-        "not 0. mlx needs the extra of this name.",
+        "not 0. mlx and llama_cpp (llama.cpp, also for models that are no BitNet) need the extras mlx and "
+        "llama-cpp.",
     )
     n_gpu_layers: Integer = Field(
         default=0,

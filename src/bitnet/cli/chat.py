@@ -45,6 +45,7 @@ def chat(
     activation: options.Activation = None,
     scales: options.Scales = None,
     override: options.Override = None,
+    engine: options.Engine = None,
     gpu_layers: options.GpuLayers = None,
     config: options.Config = None,
 ) -> None:
@@ -79,6 +80,7 @@ def chat(
         activation=activation,
         scales=scales,
         override=override,
+        engine=engine,
         n_gpu_layers=gpu_layers,
     )
     with Loaded.from_config(settings) as loaded:

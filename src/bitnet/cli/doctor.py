@@ -10,7 +10,7 @@ import typer
 
 from bitnet.cli import options
 from bitnet.cli.terminal import printable, size_text, write
-from bitnet.errors import BitNetError, DeviceError
+from bitnet.errors import BitNetError, DeviceError, ValidationError
 
 if TYPE_CHECKING:
     from bitnet.engines.gpu import Gpus
@@ -62,8 +62,11 @@ def doctor(
             write(text)
 
     report["mlx"] = doctor_mlx.report(settings)
+    report["llama_cpp"] = _llama_cpp()
     if report["mlx"]["used"]:
         report["used"] = f"MLX ({report['mlx']['device']})"
+    elif settings.engine == "llama_cpp":
+        report["used"] = f"llama.cpp ({report['llama_cpp']['version'] or 'which is not there'})"
     show(_described(report, doctor_mlx.lines(report["mlx"])))
     failed = False
     if check:
@@ -82,6 +85,17 @@ def doctor(
             "the GPU does not compute what the CPU does: set n_gpu_layers to 0 and engine to native, and "
             f"please report this with the output of bitnet doctor --check --json ({path})"
         )
+
+
+def _llama_cpp() -> dict[str, Any]:
+    """Its version and whether it has a GPU, or why there is none (problem)."""
+    from bitnet.engines import llama_cpp
+
+    try:
+        llama_cpp.require()
+    except ValidationError as error:
+        return {"version": None, "problem": str(error)}
+    return {"version": llama_cpp.describe(), "problem": None}
 
 
 def _device(device: Any) -> dict[str, Any]:
@@ -127,7 +141,11 @@ def _described(report: dict[str, Any], mlx: list[str]) -> str:
             f"{size_text(device['free_bytes'])} of {size_text(device['total_bytes'])} free",
             f"            {f'cannot be used: {problem}' if problem else 'can be used'}",
         ]
-    lines += ["", *mlx, "", f"Used: {printable(report['used'])}"]
+    llama_cpp = report["llama_cpp"]
+    lines += ["", *mlx, "", "llama.cpp", f"  version   {printable(llama_cpp['version'] or 'none')}"]
+    if llama_cpp["problem"]:
+        lines.append(f"            {printable(llama_cpp['problem'])}")
+    lines += ["", f"Used: {printable(report['used'])}"]
     return "\n".join(lines) + "\n"
 
 

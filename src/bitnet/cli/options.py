@@ -105,13 +105,22 @@ Override = Annotated[
         "several times.",
     ),
 ]
+Engine = Annotated[
+    str | None,
+    typer.Option(
+        "--engine",
+        metavar="NAME",
+        help="Who computes: native, mlx or llama_cpp. Default: auto, which is native; but mlx on Apple "
+        "silicon if --gpu-layers is not 0.",
+    ),
+]
 GpuLayers = Annotated[
     int | None,
     typer.Option(
         "--gpu-layers",
         metavar="N",
         min=-1,
-        help="Layers to compute on an NVIDIA GPU; -1: all of them, 0 (default): none. See bitnet doctor.",
+        help="Layers to compute on a GPU; -1: all of them, 0 (default): none. See bitnet doctor.",
     ),
 ]
 MaxTokens = Annotated[

@@ -43,6 +43,7 @@ def run(
     activation: options.Activation = None,
     scales: options.Scales = None,
     override: options.Override = None,
+    engine: options.Engine = None,
     gpu_layers: options.GpuLayers = None,
     config: options.Config = None,
 ) -> None:
@@ -78,6 +79,7 @@ def run(
         activation=activation,
         scales=scales,
         override=override,
+        engine=engine,
         n_gpu_layers=gpu_layers,
     )
     with BitNet.from_config(settings) as loaded:

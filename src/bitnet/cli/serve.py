@@ -72,6 +72,7 @@ def serve(
     activation: options.Activation = None,
     scales: options.Scales = None,
     override: options.Override = None,
+    engine: options.Engine = None,
     gpu_layers: options.GpuLayers = None,
     batch: Annotated[
         int | None,
@@ -193,6 +194,7 @@ def serve(
         activation=activation,
         scales=scales,
         override=override,
+        engine=engine,
         n_gpu_layers=gpu_layers,
     )
     sources = {name: _source(found, queue) for name, found in settings.items()}

@@ -39,6 +39,7 @@ def show(
     activation: options.Activation = None,
     scales: options.Scales = None,
     override: options.Override = None,
+    engine: options.Engine = None,
     gpu_layers: options.GpuLayers = None,
     batch: Annotated[
         int | None,
@@ -68,6 +69,7 @@ def show(
         activation=activation,
         scales=scales,
         override=override,
+        engine=engine,
         n_gpu_layers=gpu_layers,
         mode="direct",
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from bitnet.engines import Engine, mlx
+from bitnet.engines import Engine, llama_cpp, mlx
 from bitnet.engines.gpu import required_library
 from bitnet.engines.native import NativeEngine
 from bitnet.values import EngineChoice
@@ -25,6 +25,9 @@ def choose(
     if engine == "mlx":
         mlx.require()
         return mlx.load, {"fall_back": False, **gpu}
+    if engine == "llama_cpp":
+        llama_cpp.require()
+        return llama_cpp.LlamaCppEngine, gpu
     if engine == "auto" and n_gpu_layers != 0 and mlx.is_apple_silicon():
         mlx.require_gpu(n_gpu_layers)
         return mlx.load, {"fall_back": True, **gpu}

@@ -1,4 +1,7 @@
-"""Hugging Face folders as GGUF files in the cache: converted once, and again when they change."""
+"""Models in another form, in the cache: Hugging Face folders as GGUF files, and files with other types.
+
+They are made once, and again when what they are made of changes.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +11,21 @@ import logging
 import os
 import re
 import time
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Any, Final
 
 from bitnet.errors import ConversionError
 from bitnet.models import weight_cache
 from bitnet.models.progress import bar
+
+if TYPE_CHECKING:
+    from bitnet.models.conversion import FileType
+    from bitnet.models.gguf_source import ScaleUse
+    from bitnet.models.gguf_writer import Kind
+    from bitnet.models.tensor_codec import TlTile
+    from bitnet.values import EmbdType, TernaryLayout
 
 logger = logging.getLogger("bitnet.convert")
 
@@ -31,20 +43,69 @@ def converted(folder: Path, *, name: str | None = None) -> Path:
 
     name: of the model; None = the folder's. Raises ConversionError.
     """
+    return _made_once(
+        folder, f"{_stem(folder, name)}-{_digest(folder)}", lambda path: _convert(folder, path, name)
+    )
+
+
+def exported(
+    file: Path,
+    file_type: FileType,
+    *,
+    architecture: str | None,
+    embd_type: EmbdType | None,
+    layout: TernaryLayout | None,
+    tiles: tuple[TlTile, ...],
+    scales: ScaleUse,
+) -> Path:
+    """A GGUF file with its ternary tensors as another type, made now if it is not in the cache.
+
+    architecture: what it is called there; None = as it is. The other options are those of read_gguf and
+    write_model. Raises ModelFileError and ConversionError.
+    """
+    status = file.stat()
+    choices = (_VERSION, file_type, architecture, embd_type, layout, tiles, scales)
+    digest = hashlib.sha256(f"{status.st_size} {status.st_mtime_ns} {choices!r}".encode()).hexdigest()[:16]
+
+    def make(path: Path) -> None:
+        from bitnet.models.conversion import write_model
+        from bitnet.models.gguf_source import read_gguf
+
+        logger.warning("writing %s as %s to %s, which is done once", file, file_type, path)
+        source = read_gguf(file, layout=layout or "x128", tiles=tiles, scales=scales)
+        if architecture is not None:
+            source = replace(source, metadata=_renamed(source.metadata, architecture))
+        with bar("writing") as progress:
+            write_model(source, path, file_type=file_type, embd_type=embd_type, progress=progress)
+
+    return _made_once(file, f"{_stem(file, None)}-{digest}", make)
+
+
+def _renamed(metadata: dict[str, tuple[Any, Kind]], architecture: str) -> dict[str, tuple[Any, Kind]]:
+    before = f"{metadata['general.architecture'][0]}."
+    renamed = {
+        f"{architecture}.{key.removeprefix(before)}" if key.startswith(before) else key: value
+        for key, value in metadata.items()
+    }
+    return {**renamed, "general.architecture": (architecture, "string")}
+
+
+def _made_once(source: Path, stem: str, make: Callable[[Path], None]) -> Path:
+    """A file in the cache. Raises ConversionError if there can be none."""
     from filelock import FileLock
 
     try:
         cache = weight_cache.own_folder()
-        path = cache / f"{_stem(folder, name)}-{_digest(folder)}.gguf"
+        path = cache / f"{stem}.gguf"
         if _use(path):
             return path
         with FileLock(f"{path}.lock"):
             if not _use(path):  # else another process was faster
-                _convert(folder, path, name)
+                make(path)
                 _remove_unused(cache)
     except (OSError, RuntimeError) as error:
         raise ConversionError(
-            f"{folder} has to be converted, and the cache cannot be used ({error}); set BITNET_CACHE_DIR, or "
+            f"{source} has to be converted, and the cache cannot be used ({error}); set BITNET_CACHE_DIR, or "
             "write a file with bitnet convert"
         ) from None
     return path

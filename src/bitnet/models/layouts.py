@@ -21,14 +21,14 @@ _TYPES_OF: dict[TernaryLayout, tuple[str, ...]] = {
     "row4": ("I2_S",),
     "preset": ("TL1",),
 }
-_TERNARY_NAMES = frozenset(kind.name for kind in TERNARY_TYPES)
+TERNARY_NAMES = frozenset(kind.name for kind in TERNARY_TYPES)
 _TILE_KEYS = ("m", "k", "bm", "bk", "bmm")  # of a section of kernel_config.ini
 
 
 def ternary_types(file: _native.ModelFile) -> tuple[str, ...]:
     """The ternary types of a file's tensors, such as ("I2_S",), most frequent first."""
     counts = Counter(tensor.type_name for tensor in file.tensors)
-    return tuple(name for name, _ in counts.most_common() if name in _TERNARY_NAMES)
+    return tuple(name for name, _ in counts.most_common() if name in TERNARY_NAMES)
 
 
 def candidates(file: _native.ModelFile) -> tuple[TernaryLayout, ...]:

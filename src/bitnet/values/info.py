@@ -13,8 +13,8 @@ QuantType = Literal["i2_s", "tl1"]
 EmbdType = Literal["f32", "f16", "q8_0", "q6_k", "q4_0"]
 KvType = Literal["f16", "q8_0"]
 # Who computes; see bitnet.BitNet.
-EngineName = Literal["native", "mlx"]
-EngineChoice = Literal["auto", "native", "mlx"]
+EngineName = Literal["native", "mlx", "llama_cpp"]
+EngineChoice = Literal["auto", "native", "mlx", "llama_cpp"]
 # What a model file does not say of itself: the layout of its ternary tensors, see
 # bitnet.models.tensor_codec, and the activation where the architecture's name stands for two.
 TernaryLayout = Literal["x128", "arm64", "row4", "preset"]
