@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from bitnet import load_options, logs, models
 from bitnet.engines import deadline, selection
@@ -20,7 +20,7 @@ from bitnet.engines.generation import DeferredGeneration
 from bitnet.engines.native import context_size
 from bitnet.engines.registry import Lease
 from bitnet.errors import ValidationError
-from bitnet.models import overrides
+from bitnet.models import catalog, overrides
 from bitnet.models.header import read_header
 from bitnet.values import (
     Activation,
@@ -39,6 +39,7 @@ from bitnet.values import (
     Request,
     Sampling,
     Scales,
+    as_choice,
     as_flag,
     as_integer,
     as_number,
@@ -462,6 +463,19 @@ class BitNet:
             await asyncio.to_thread(self.load)
         return await self._lease.engine().aembed(request)
 
+    def embedding_prefix(self, kind: EmbeddingKind = "document") -> str:
+        """The words that `embed` puts before each text of this kind if it is not told others; "" = none.
+
+        Those that a server puts there are not known here: "". May load the model.
+        """
+        as_choice("kind", kind, get_args(EmbeddingKind))
+        if self._path is None:
+            return ""
+        prefixes = self._read_header(Path(self._path)).embedding_prefixes
+        if not prefixes and (known := catalog.identify(self.info)) is not None:
+            prefixes = known.embedding_prefixes
+        return prefixes.get(kind, "")
+
     @property
     def n_ctx(self) -> int:
         """Tokens a sequence may hold: as `info` says, but without loading the model.
@@ -487,7 +501,10 @@ class BitNet:
         """That of the file, if the model is not loaded."""
         if self._path is None or self._lease.loaded is not None:
             return None
-        return read_header(Path(self._path), overrides.check(self._arguments["metadata_overrides"]))
+        return self._read_header(Path(self._path))
+
+    def _read_header(self, path: Path) -> ModelHeader:
+        return read_header(path, overrides.check(self._arguments["metadata_overrides"]))
 
     @property
     def info(self) -> ModelInfo:
