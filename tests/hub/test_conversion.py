@@ -161,6 +161,15 @@ def test_floating_point_files_that_are_ternary_are_taken_exactly(tmp_path: Path)
             assert found[name][1] == s  # absmean would have shrunk it to the share of codes that are not 0
 
 
+def test_scales_beside_tensors_become_the_tensors_own(tmp_path: Path, model: BitNet) -> None:
+    path = write_f32(tmp_path / "f32.gguf", lambda values: values, scale=1.0)
+    write_model(read_gguf(path), tmp_path / "out.gguf")
+    names = {tensor.name for tensor in _native.ModelFile(str(tmp_path / "out.gguf")).tensors}
+    assert names == {tensor.name for tensor in _native.ModelFile(str(bundled.path())).tensors}
+    with BitNet(tmp_path / "out.gguf") as written:
+        assert np.array_equal(written.logits([3, 77, 200]), model.logits([3, 77, 200]))
+
+
 def test_floating_point_files_that_are_not_ternary_are_refused(tmp_path: Path) -> None:
     noise = np.random.Generator(np.random.PCG64(3)).standard_normal
     path = write_f32(tmp_path / "f32.gguf", lambda values: noise(values.shape).astype(np.float32))

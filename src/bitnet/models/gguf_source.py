@@ -52,9 +52,10 @@ def read_gguf(
     ternary: list[TernaryTensor] = []
     dense: list[DenseTensor] = []
     infos = {tensor.name: tensor for tensor in file.tensors}
-    scales = {name: info for name, info in infos.items() if name.endswith(".scale")}
+    factors = {name: info for name, info in infos.items() if name.endswith(".scale")}
+    unused = set(factors)
     for name, info in infos.items():
-        if name in scales:
+        if name in factors:
             continue
         where = f"{path}: {name}"
         try:
@@ -68,8 +69,9 @@ def read_gguf(
         if kind in TERNARY_TYPES or name.endswith(_LINEAR):
             if len(shape) != 2:
                 raise ConversionError(f"{where} has {len(shape)} dimensions; a matrix has two")
-            factor = scales.pop(f"{name.removesuffix('.weight')}.scale", None)
-            scale = 1.0 if factor is None else _scale(path, file.data_offset, factor)
+            beside = f"{name.removesuffix('.weight')}.scale"
+            unused.discard(beside)
+            scale = _scale(path, file.data_offset, factors[beside]) if beside in factors else 1.0
             n_bytes = info.n_bytes
             read: Callable[[], tuple[NDArray[np.int8], float]]
             if kind in TERNARY_TYPES:
@@ -82,8 +84,8 @@ def read_gguf(
             dense.append(DenseTensor(name, shape, pieces, kind, partial(_raw, place, kind, shape)))
         else:
             raise ConversionError(f"{where} is not understood: {info.type_name} {list(shape)}")
-    if scales:
-        raise ConversionError(f"{path}: {sorted(scales)[0]} belongs to no matrix")
+    if unused:
+        raise ConversionError(f"{path}: {sorted(unused)[0]} belongs to no matrix")
     if not ternary:
         raise ConversionError(f"{path} has no linear layers; it is not a language model")
     return ModelSource(metadata, ternary, dense)
