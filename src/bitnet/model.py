@@ -7,24 +7,21 @@ engine that is, and who else uses it, is the registry's business.
 from __future__ import annotations
 
 import asyncio
-import inspect
-import logging
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from bitnet import logs, models
-from bitnet._native import physical_cores
-from bitnet.engines import deadline, selection, tiles
+from bitnet import load_options, logs, models
+from bitnet.engines import deadline, selection
 from bitnet.engines.generation import DeferredGeneration
 from bitnet.engines.local import context_size
 from bitnet.engines.registry import Lease
 from bitnet.errors import ValidationError
-from bitnet.models import overrides
+from bitnet.models import catalog, overrides
 from bitnet.models.header import read_header
-from bitnet.models.layouts import read_tl_config
 from bitnet.values import (
     Activation,
     EmbdType,
@@ -61,8 +58,6 @@ if TYPE_CHECKING:
     from bitnet.engines.generation import Generation
     from bitnet.models.header import ModelHeader
     from bitnet.values import MessageLike
-
-logger = logging.getLogger("bitnet")
 
 
 class BitNet:
@@ -189,94 +184,47 @@ class BitNet:
         used instead.
         """
         logs.obey_environment()
+        given = locals()  # the options by their names
+        local = {name: given[name] for name in load_options.NAMES}
         remote = {"api_key": api_key, "retry": retry, "verify": verify, "proxy": proxy}
-        gpu: dict[str, Any] = {"n_gpu_layers": n_gpu_layers, "main_gpu": main_gpu, "low_vram": low_vram}
+        refuse_given = partial(load_options.refuse_given, BitNet.__init__)
         if base_url is not None:
-            local = {
-                **gpu,
-                "engine": engine,
-                "n_ctx": n_ctx,
-                "n_threads": n_threads,
-                "n_batch": n_batch,
-                "kv_type": kv_type,
-                "speculate": speculate,
-                "use_mmap": use_mmap,
-                "use_mlock": use_mlock,
-                "quant_type": quant_type,
-                "use_pretuned": use_pretuned,
-                "kernel_params": kernel_params,
-                "embd_type": embd_type,
-                "layout": layout,
-                "tl_config": tl_config,
-                "activation": activation,
-                "scales": scales,
-                "metadata_overrides": metadata_overrides,
-                "kv_tokens": kv_tokens,
-                "max_waiting": max_waiting,
-            }
-            _refuse_given(local, "is for a model in this process, and base_url names a server")
-            self._connect(base_url, model, remote, timeout, defaults, keep_alive, lazy)
+            from bitnet.engines import http  # late: its client takes long to import
+
+            refuse_given(local, "is for a model in this process, and base_url names a server")
+            server = http.engine_options(base_url, model=model, timeout=timeout, **remote)
+            keep_alive = as_number("keep_alive", keep_alive, -math.inf, math.inf)
+            self._path: str | None = None
+            self._base_url: str | None = server["base_url"]
+            self._arguments: dict[str, Any] = {**server, "keep_alive": keep_alive, "defaults": defaults}
+            self._set_defaults(0, defaults)  # the engine keeps its own time
+            self._lease = Lease.of_server(http.connected_engine, server, keep_alive)
+            if not as_flag("lazy", lazy):
+                self._load_or_close()
             return
-        _refuse_given(remote, "is for a server, and there is no base_url")
-        self._base_url: str | None = None
+        refuse_given(remote, "is for a server, and there is no base_url")
+        self._base_url = None
         if isinstance(timeout, Mapping):
             from bitnet.engines.http import as_timeout
 
             timeout = as_timeout(timeout).total / 1000
-        if n_ctx is not None:
-            n_ctx = as_integer("n_ctx", n_ctx, 0, 2**31 - 1)
-        options: dict[str, Any] = {
-            "n_ctx": n_ctx,
-            "n_threads": _threads(as_integer("n_threads", n_threads, 0, 1024)),
-            "n_batch": as_integer("n_batch", n_batch, 1, 256),
-            "kv_type": as_choice("kv_type", kv_type, get_args(KvType)),
-            "speculate": as_flag("speculate", speculate),
-            "use_mmap": as_flag("use_mmap", use_mmap),
-            "use_mlock": as_flag("use_mlock", use_mlock),
-            "kv_tokens": None if kv_tokens is None else as_integer("kv_tokens", kv_tokens, 1, 2**31 - 1),
-            "max_waiting": as_integer("max_waiting", max_waiting, 0, 2**31 - 1),
-            "quant_type": as_choice("quant_type", quant_type, get_args(QuantType)),
-            "use_pretuned": as_flag("use_pretuned", use_pretuned),
-            "kernel_params": tuple(sorted(tiles.check_sizes(kernel_params or {}).items())),
-            "embd_type": None if embd_type is None else as_choice("embd_type", embd_type, get_args(EmbdType)),
-            "layout": None if layout is None else as_choice("layout", layout, get_args(Layout)),
-            "activation": None
-            if activation is None
-            else as_choice("activation", activation, get_args(Activation)),
-            "scales": None if scales is None else as_choice("scales", scales, get_args(Scales)),
-            "metadata_overrides": overrides.check(metadata_overrides or {}),
-        }
-        if tl_config is not None:
-            tl_config = os.path.abspath(os.path.expanduser(tl_config))
-        tl_tiles = () if tl_config is None else read_tl_config(tl_config)
-        gpu = {
-            "n_gpu_layers": as_integer("n_gpu_layers", n_gpu_layers, -1, 2**31 - 1),
-            "main_gpu": as_integer("main_gpu", main_gpu, 0, 1023),
-            "low_vram": as_flag("low_vram", low_vram),
-        }
-        engine = as_choice("engine", engine, get_args(EngineChoice))
-        load, load_options = selection.choose(engine, **gpu)
+        options = load_options.check(local)
+        load, engine_options = selection.choose(options.engine, **options.gpu)
         keep_alive = as_number("keep_alive", keep_alive, -math.inf, math.inf)
         as_flag("lazy", lazy)
         # Absolute, because it may be loaded, or loaded again, in another working directory.
         path = Path(os.path.abspath(models.find(model)))
-        self._path: str | None = str(path)
-        # The bundled model may be elsewhere where the object is unpickled.
-        pickled_path = None if model is None else self._path
+        self._path = str(path)
         self._arguments = {
-            "model": pickled_path,
-            **options,
-            "engine": engine,
-            **gpu,
-            "kernel_params": dict(options["kernel_params"]),
-            "tl_config": tl_config,
-            "metadata_overrides": dict(options["metadata_overrides"]),
+            # The bundled model may be elsewhere where the object is unpickled.
+            "model": None if model is None else self._path,
+            **options.arguments,
             "keep_alive": keep_alive,
             "timeout": timeout,
             "defaults": defaults,
         }
         self._set_defaults(timeout or 0, defaults)
-        self._lease = Lease.of_file(load, path, {**options, "tl_tiles": tl_tiles, **load_options}, keep_alive)
+        self._lease = Lease.of_file(load, path, {**options.model, **engine_options}, keep_alive)
         if not lazy:
             self._load_or_close()
 
@@ -286,29 +234,6 @@ class BitNet:
         except BaseException:
             self._lease.close()
             raise
-
-    def _connect(
-        self,
-        base_url: str,
-        model: str | os.PathLike[str] | None,
-        remote: Mapping[str, Any],
-        timeout: float | Mapping[str, int] | None,
-        defaults: GenerateOptions | None,
-        keep_alive: float,
-        lazy: bool,
-    ) -> None:
-        """`__init__` of api mode."""
-        from bitnet.engines import http  # late: its client takes long to import
-
-        options = http.engine_options(base_url, model=model, timeout=timeout, **remote)
-        keep_alive = as_number("keep_alive", keep_alive, -math.inf, math.inf)
-        self._path = None
-        self._base_url = options["base_url"]
-        self._arguments = {**options, "keep_alive": keep_alive, "defaults": defaults}
-        self._set_defaults(0, defaults)  # the engine keeps its own time
-        self._lease = Lease.of_server(http.connected_engine, options, keep_alive)
-        if not as_flag("lazy", lazy):
-            self._load_or_close()
 
     @classmethod
     def from_config(
@@ -520,7 +445,7 @@ class BitNet:
         ValidationError for an empty text, and ContextOverflowError for one that has more than n_ctx tokens,
         before anything is computed; ModelFileError for a vector that is not finite.
         """
-        request = _embedding_request(texts, kind, pooling, normalize, dimensions, prefix)
+        request = EmbeddingRequest.build(texts, kind, pooling, normalize, dimensions, prefix)
         return self._lease.engine().embed(request)
 
     async def aembed(
@@ -534,10 +459,23 @@ class BitNet:
         prefix: str | None = None,
     ) -> NDArray[np.float32]:
         """`embed` for event loops. Cancelling the task stops the computation."""
-        request = _embedding_request(texts, kind, pooling, normalize, dimensions, prefix)
+        request = EmbeddingRequest.build(texts, kind, pooling, normalize, dimensions, prefix)
         if not (self._lease.ready or self._lease.closed):
             await asyncio.to_thread(self.load)
         return await self._lease.engine().aembed(request)
+
+    def embedding_prefix(self, kind: EmbeddingKind = "document") -> str:
+        """The words that `embed` puts before each text of this kind if it is not told others; "" = none.
+
+        Those that a server puts there are not known here: "". May load the model.
+        """
+        as_choice("kind", kind, get_args(EmbeddingKind))
+        if self._path is None:
+            return ""
+        prefixes = self._read_header(Path(self._path)).embedding_prefixes
+        if not prefixes and (known := catalog.identify(self.info)) is not None:
+            prefixes = known.embedding_prefixes
+        return prefixes.get(kind, "")
 
     @property
     def n_ctx(self) -> int:
@@ -564,7 +502,10 @@ class BitNet:
         """That of the file, if the model is not loaded."""
         if self._path is None or self._lease.loaded is not None:
             return None
-        return read_header(Path(self._path), overrides.check(self._arguments["metadata_overrides"]))
+        return self._read_header(Path(self._path))
+
+    def _read_header(self, path: Path) -> ModelHeader:
+        return read_header(path, overrides.check(self._arguments["metadata_overrides"]))
 
     @property
     def info(self) -> ModelInfo:
@@ -642,45 +583,11 @@ class BitNet:
         return f"BitNet({info.path!r}, {info.n_parameters / 1e6:.1f} M parameters, n_ctx={info.n_ctx}{state})"
 
 
-def _embedding_request(
-    texts: str | Iterable[str],
-    kind: EmbeddingKind,
-    pooling: Pooling | None,
-    normalize: bool,
-    dimensions: int | None,
-    prefix: str | None,
-) -> EmbeddingRequest:
-    return EmbeddingRequest(
-        texts=texts,  # type: ignore[arg-type]  # the request makes a tuple of them
-        kind=kind,
-        pooling=pooling,
-        normalize=normalize,
-        dimensions=dimensions,
-        prefix=prefix,
-    )
-
-
 def _submit(lease: Lease, request: Request, timeout: float) -> Generation:
     generation = lease.submit(request)
     if timeout > 0:
         deadline.watch(generation, timeout)
     return generation
-
-
-def _refuse_given(options: Mapping[str, Any], why: str) -> None:
-    """Raises ValidationError for an option that has no meaning here and was given all the same."""
-    parameters = inspect.signature(BitNet.__init__).parameters
-    for name, value in options.items():
-        if value != parameters[name].default:
-            raise ValidationError(f"{name} {why}", field=name)
-
-
-def _threads(n_threads: int) -> int:
-    """No more than there are cores: threads that take turns on one wait for each other in every layer."""
-    cores = physical_cores()
-    if n_threads > cores:
-        logger.info("n_threads=%d is more than the %d cores there are; using %d", n_threads, cores, cores)
-    return min(n_threads, cores)
 
 
 def _restore(cls: type[BitNet], arguments: dict[str, Any]) -> BitNet:

@@ -162,8 +162,22 @@ def test_words_before_queries(tmp_path: Path, model: BitNet, card: catalog.Catal
         assert np.array_equal(embedder.embed("a cat"), expected("a cat"))
         assert np.array_equal(embedder.embed("a cat", kind="query", prefix=""), expected("a cat"))
         assert np.array_equal(embedder.embed("a cat", prefix="find: "), expected("find: a cat"))
+        assert (embedder.embedding_prefix("query"), embedder.embedding_prefix()) == ("query: ", "")
         with pytest.raises(ValidationError, match="prefix must be a string"):
             embedder.embed("a cat", prefix=3)  # type: ignore[arg-type]
+        with pytest.raises(ValidationError, match="kind must be one of query, document"):
+            embedder.embedding_prefix("title")  # type: ignore[arg-type]
+
+
+def test_words_before_texts_that_the_file_has(
+    tmp_path: Path, model: BitNet, card: catalog.CatalogModel
+) -> None:
+    path = rewrite(tmp_path / "model.gguf", metadata={"bitnet.embedding_prefix.document": "text: "})
+    with BitNet(path, lazy=True) as embedder:
+        assert (embedder.embedding_prefix(), embedder.embedding_prefix("query")) == ("text: ", "")
+        assert embedder.health() is None  # what the file says is enough
+        assert np.array_equal(embedder.embed("a cat"), model.embed("text: a cat"))
+        assert np.array_equal(embedder.embed("a cat", kind="query"), model.embed("a cat"))
 
 
 @pytest.mark.parametrize(

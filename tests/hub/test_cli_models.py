@@ -11,11 +11,13 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from fake_hub import FakeHub
 from hf_folders import FAMILIES, make_folder
 
 from bitnet.models import bundled
+from bitnet.models.gguf_source import read_gguf
 
 Bitnet = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -136,13 +138,22 @@ def test_convert(bitnet: Bitnet, tmp_path: Path) -> None:
     assert "TQ1_0 needs rows that are a multiple of 256, not 1408; choose another type" in again.stderr
     assert bitnet("convert", "out.gguf", "out.gguf", "--type", "i2_s", "--overwrite").returncode == 0
     assert sorted(path.name for path in tmp_path.iterdir() if path.suffix == ".gguf") == ["out.gguf"]
+    for how, invert in ((("--scales", "divide"), True), (("--scales", "multiply"), False)):
+        assert bitnet("convert", "out.gguf", "other.gguf", *how, "--overwrite").returncode == 0
+        before, after = (read_gguf(tmp_path / name).ternary for name in ("out.gguf", "other.gguf"))
+        for one, other in zip(before, after, strict=True):
+            (codes, scale), (other_codes, other_scale) = one.read(), other.read()
+            assert np.array_equal(other_codes, codes)
+            assert other_scale == (np.float32(1) / np.float32(scale) if invert else scale)
     for arguments, status, message in (
         (("nowhere.gguf", "x.gguf"), 1, "there is no 'nowhere.gguf'"),
         ((".", "x.gguf"), 1, "is no Hugging Face folder"),
         (("out.gguf", "x.gguf", "--type", "q4_k"), 1, "--type must be one of i2_s, tl1, tq1_0, tq2_0, q2_0"),
         (("out.gguf", "x.gguf", "--embd-type", "x"), 1, "--embd-type must be one of f32, f16"),
         (("out.gguf", "m"), 1, "m is a directory; name a file"),
-        (("out.gguf", "x.gguf", "--weight-scale", "mul"), 1, "is for Hugging Face folders"),
+        (("out.gguf", "x.gguf", "--weight-scale", "mul"), 1, "for a GGUF file, --scales multiply or divide"),
+        (("m", "x.gguf", "--scales", "divide"), 1, "--scales is for GGUF files; the config.json"),
+        (("out.gguf", "x.gguf", "--scales", "auto"), 1, "--scales must be one of multiply, divide, not"),
         (("out.gguf", "x.gguf", "--tl-config", "none.ini"), 1, "cannot read tl_config 'none.ini'"),
         (("out.gguf",), 2, "OUT.gguf"),
     ):  # fmt: skip

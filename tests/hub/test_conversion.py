@@ -15,7 +15,7 @@ import pytest
 from hf_folders import FAMILIES, ONLINE, make_folder, write_safetensors
 from test_hf_folders import read_tensors
 
-from bitnet import BitNet, ConversionError, _native
+from bitnet import BitNet, ConversionError, ModelFileError, _native
 from bitnet.models import bundled
 from bitnet.models.conversion import FileType, write_model
 from bitnet.models.gguf_source import read_gguf
@@ -25,6 +25,7 @@ from bitnet.models.layouts import read_tl_config
 from bitnet.models.model_source import ModelSource
 from bitnet.models.tensor_codec import encode_ternary
 from bitnet.models.ternary import absmean
+from rewritten_model import rewrite
 
 
 def matrices(source: ModelSource) -> dict[str, tuple[Any, float]]:
@@ -159,6 +160,42 @@ def test_floating_point_files_that_are_ternary_are_taken_exactly(tmp_path: Path)
         for name, (codes, s) in original.items():
             assert np.array_equal(found[name][0], codes)
             assert found[name][1] == s  # absmean would have shrunk it to the share of codes that are not 0
+
+
+def test_scales_beside_tensors_become_the_tensors_own(tmp_path: Path, model: BitNet) -> None:
+    path = write_f32(tmp_path / "f32.gguf", lambda values: values, scale=1.0)
+    write_model(read_gguf(path), tmp_path / "out.gguf")
+    names = {tensor.name for tensor in _native.ModelFile(str(tmp_path / "out.gguf")).tensors}
+    assert names == {tensor.name for tensor in _native.ModelFile(str(bundled.path())).tensors}
+    with BitNet(tmp_path / "out.gguf") as written:
+        assert np.array_equal(written.logits([3, 77, 200]), model.logits([3, 77, 200]))
+
+
+def test_scales_that_divide(tmp_path: Path, model: BitNet) -> None:
+    ids = [3, 77, 200, 11, 400]
+    path = rewrite(tmp_path / "a.gguf", layout="arm64", scale=lambda scale: 1 / scale)
+    write_model(read_gguf(path, layout="arm64", scales="divide"), tmp_path / "b.gguf")
+    with BitNet(path, layout="arm64", scales="divide") as original, BitNet(tmp_path / "b.gguf") as written:
+        assert written.logits(ids).tobytes() == original.logits(ids).tobytes()
+        # Twice inverted, a scale is what it was up to the last bit.
+        np.testing.assert_allclose(written.logits(ids), model.logits(ids), rtol=1e-3, atol=1e-3)
+    write_model(read_gguf(path, layout="arm64"), tmp_path / "c.gguf")
+    with BitNet(tmp_path / "c.gguf") as wrong:
+        assert not np.allclose(wrong.logits(ids), model.logits(ids), rtol=1e-1, atol=1e-1)
+
+
+def test_scales_that_cannot_divide(tmp_path: Path) -> None:
+    in_f32 = write_f32(tmp_path / "f32.gguf", lambda values: values)
+    with pytest.raises(ConversionError, match=r"blk.0.attn_q.weight is in floating point \(F32\)"):
+        read_gguf(in_f32, scales="divide")
+    small = rewrite(tmp_path / "small.gguf", scale=lambda scale: 1e-40)
+    with pytest.raises(ConversionError, match=r"blk.0.\w+.weight: the scale is too small to divide by"):
+        write_model(read_gguf(small, scales="divide"), tmp_path / "out.gguf")
+    with pytest.raises(ModelFileError, match="is too small to divide by"):  # nor does the engine
+        BitNet(small, scales="divide")
+    nothing = rewrite(tmp_path / "nothing.gguf", scale=lambda scale: 0.0)
+    write_model(read_gguf(nothing, scales="divide"), tmp_path / "out.gguf")
+    assert {scale for _, scale in matrices(read_gguf(tmp_path / "out.gguf")).values()} == {0.0}
 
 
 def test_floating_point_files_that_are_not_ternary_are_refused(tmp_path: Path) -> None:

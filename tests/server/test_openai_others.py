@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -14,6 +15,7 @@ from hosting import QUESTION, Hosted
 
 from bitnet import BitNet
 from bitnet.testing import FakeEngine
+from rewritten_model import rewrite
 
 PROMPT = "Once upon a time"
 
@@ -113,9 +115,37 @@ def test_embeddings(client: openai.OpenAI, model: BitNet) -> None:
     assert np.array_equal(np.asarray(floats.data[0].embedding, np.float32), expected[0])
 
 
+def test_usage_counts_the_words_before_a_text(serve: Callable[..., Hosted], tmp_path: Path) -> None:
+    path = rewrite(tmp_path / "model.gguf", metadata={"bitnet.embedding_prefix.query": "a search for "})
+    texts = ["a fox", "the capital of France"]
+    with BitNet(path) as model:
+        ways: list[tuple[dict[str, Any], str]] = [
+            ({}, ""),
+            ({"kind": "query"}, "a search for "),
+            ({"kind": "query", "prefix": None}, "a search for "),
+            ({"kind": "query", "prefix": "query: "}, "query: "),
+            ({"kind": "query", "prefix": ""}, ""),
+            ({"prefix": "text: "}, "text: "),
+        ]
+        with serve(model).client() as http:
+            for options, prefix in ways:
+                before = model.health().n_tokens  # type: ignore[union-attr]
+                answer = http.post("/v1/embeddings", json={"input": texts, **options}).json()
+                computed = model.health().n_tokens - before  # type: ignore[union-attr]
+                expected = sum(len(model.tokenize(prefix + text)) for text in texts)
+                assert (computed, answer["usage"]) == (
+                    expected,
+                    {"prompt_tokens": expected, "total_tokens": expected},
+                )
+            path.unlink()  # the model stays loaded, and answers
+            assert http.post("/v1/embeddings", json={"input": texts, "kind": "query"}).status_code == 200
+
+
 @pytest.mark.parametrize(
     ("body", "param"),
     [
+        ({"input": "a", "kind": "title"}, "kind"),
+        ({"input": "a", "kind": ["query"]}, "kind"),
         ({"input": [1, 2, 3]}, "input"),
         ({"input": [[1, 2]]}, "input"),
         ({"input": []}, "input"),

@@ -57,7 +57,16 @@ def convert(
         typer.Option(
             "--weight-scale",
             metavar="mul|div",
-            help="Whether scales of packed weights multiply or divide. Default: as config.json says.",
+            help="Whether scales of packed weights in a folder multiply or divide. Default: as config.json "
+            "says.",
+        ),
+    ] = None,
+    scales: Annotated[
+        str | None,
+        typer.Option(
+            "--scales",
+            metavar="HOW",
+            help="Whether the scales in a GGUF file, which cannot say it, multiply (default) or divide.",
         ),
     ] = None,
     layout: Annotated[
@@ -94,7 +103,7 @@ def convert(
     if out.exists() and not overwrite:
         raise ValidationError(f"{out} is there already; --overwrite replaces it")
     tiles = () if tl_config is None else read_tl_config(tl_config)
-    model = _open(source, latent=latent, weight_scale=weight_scale, layout=layout, tiles=tiles)
+    model = _open(source, latent=latent, weight_scale=weight_scale, scales=scales, layout=layout, tiles=tiles)
     with bar("writing") as progress:
         notes = write_model(model, out, file_type=kind, embd_type=embd, tiles=tiles, progress=progress)
     for text in notes:
@@ -105,14 +114,21 @@ def convert(
 
 
 def _open(
-    source: str, *, latent: bool, weight_scale: str | None, layout: str, tiles: Sequence[TlTile]
+    source: str,
+    *,
+    latent: bool,
+    weight_scale: str | None,
+    scales: str | None,
+    layout: str,
+    tiles: Sequence[TlTile],
 ) -> ModelSource:
     from bitnet.models import bundled, converted, hub, reference
-    from bitnet.models.gguf_source import read_gguf
+    from bitnet.models.gguf_source import ScaleUse, read_gguf
     from bitnet.models.hf_config import WeightScale
     from bitnet.models.hf_folder import read_folder
 
     scale = None if weight_scale is None else as_choice("--weight-scale", weight_scale, get_args(WeightScale))
+    use = None if scales is None else as_choice("--scales", scales, get_args(ScaleUse))
     order = as_choice("--layout", layout, get_args(TernaryLayout))
     path, name = Path(source).expanduser(), None
     if source == bundled.NAME:
@@ -125,7 +141,14 @@ def _open(
     if path.is_dir():
         if not converted.is_folder(path):
             raise ModelNotFoundError(f"{path} is no Hugging Face folder: it lacks config.json or safetensors")
+        if use is not None:
+            raise ValidationError(
+                "--scales is for GGUF files; the config.json of a Hugging Face folder says itself how scales "
+                "are meant (if not, say --weight-scale mul or div)"
+            )
         return read_folder(path, name=name, latent=latent, weight_scale=scale)
     if scale is not None:
-        raise ValidationError("--weight-scale is for Hugging Face folders; a GGUF file says it")
-    return read_gguf(path, latent=latent, layout=order, tiles=tiles)
+        raise ValidationError(
+            "--weight-scale is for Hugging Face folders; for a GGUF file, --scales multiply or divide says it"
+        )
+    return read_gguf(path, latent=latent, layout=order, tiles=tiles, scales=use or "multiply")

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,9 @@ from bitnet.models.tensor_codec import (
 )
 from bitnet.values import TernaryLayout
 
+ScaleUse = Literal["multiply", "divide"]
+"""What codes and scales make: W = codes * scale, or W = codes / scale, as some converters have it."""
+
 _LINEAR: Final = (
     "attn_q.weight",
     "attn_k.weight",
@@ -39,10 +42,16 @@ _PIECE_BYTES: Final = 16 << 20  # of float32
 
 
 def read_gguf(
-    path: Path, *, latent: bool = False, layout: TernaryLayout = "x128", tiles: Sequence[TlTile] = ()
+    path: Path,
+    *,
+    latent: bool = False,
+    layout: TernaryLayout = "x128",
+    tiles: Sequence[TlTile] = (),
+    scales: ScaleUse = "multiply",
 ) -> ModelSource:
     """latent: floating-point weights that are not ternary are latent ones, to be rounded (absmean). layout,
-    tiles: what the file does not say of its ternary tensors, see tensor_codec.
+    tiles: what the file does not say of its ternary tensors, see tensor_codec; scales: likewise, whether they
+    multiply or divide.
 
     Raises ModelFileError, and ConversionError for what cannot be written as another type.
     """
@@ -52,9 +61,10 @@ def read_gguf(
     ternary: list[TernaryTensor] = []
     dense: list[DenseTensor] = []
     infos = {tensor.name: tensor for tensor in file.tensors}
-    scales = {name: info for name, info in infos.items() if name.endswith(".scale")}
+    factors = {name: info for name, info in infos.items() if name.endswith(".scale")}
+    unused = set(factors)
     for name, info in infos.items():
-        if name in scales:
+        if name in factors:
             continue
         where = f"{path}: {name}"
         try:
@@ -68,12 +78,19 @@ def read_gguf(
         if kind in TERNARY_TYPES or name.endswith(_LINEAR):
             if len(shape) != 2:
                 raise ConversionError(f"{where} has {len(shape)} dimensions; a matrix has two")
-            factor = scales.pop(f"{name.removesuffix('.weight')}.scale", None)
-            scale = 1.0 if factor is None else _scale(path, file.data_offset, factor)
+            beside = f"{name.removesuffix('.weight')}.scale"
+            unused.discard(beside)
+            scale = _scale(path, file.data_offset, factors[beside]) if beside in factors else 1.0
             n_bytes = info.n_bytes
             read: Callable[[], tuple[NDArray[np.int8], float]]
             if kind in TERNARY_TYPES:
                 read = partial(_decode, where, place, n_bytes, kind, shape, scale, layout, tuple(tiles))
+                if scales == "divide":
+                    read = partial(_divided, where, read)
+            elif scales == "divide":
+                raise ConversionError(
+                    f"{where} is in floating point ({kind.name}): there is no scale that could divide"
+                )
             else:
                 read = partial(_round, where, place, kind, shape, scale, latent)
             ternary.append(TernaryTensor(name, *shape, read))
@@ -82,8 +99,8 @@ def read_gguf(
             dense.append(DenseTensor(name, shape, pieces, kind, partial(_raw, place, kind, shape)))
         else:
             raise ConversionError(f"{where} is not understood: {info.type_name} {list(shape)}")
-    if scales:
-        raise ConversionError(f"{path}: {sorted(scales)[0]} belongs to no matrix")
+    if unused:
+        raise ConversionError(f"{path}: {sorted(unused)[0]} belongs to no matrix")
     if not ternary:
         raise ConversionError(f"{path} has no linear layers; it is not a language model")
     return ModelSource(metadata, ternary, dense)
@@ -114,6 +131,19 @@ def _decode(
         return matrix.codes, float(np.float32(matrix.scale) * np.float32(factor))
     except (BitNetError, ValueError) as error:
         raise ConversionError(f"{where}: {error}") from None
+
+
+def _divided(
+    where: str, read: Callable[[], tuple[NDArray[np.int8], float]]
+) -> tuple[NDArray[np.int8], float]:
+    """The scale that multiplies in place of one that divides, in f32 as the engine has it; 0 stays 0."""
+    codes, scale = read()
+    if scale > 0:
+        with np.errstate(over="ignore"):
+            scale = float(np.float32(1) / np.float32(scale))
+        if not math.isfinite(scale):
+            raise ConversionError(f"{where}: the scale is too small to divide by")
+    return codes, scale
 
 
 def _round(

@@ -6,7 +6,7 @@ import asyncio
 import base64
 from typing import TYPE_CHECKING, Any
 
-from bitnet.errors import ContextOverflowError, ValidationError
+from bitnet.errors import ContextOverflowError, ModelFileError, ValidationError
 from bitnet.server import parameters
 from bitnet.server.errors import invalid
 from bitnet.server.exchange import Exchange
@@ -38,7 +38,7 @@ async def embeddings(exchange: Exchange) -> None:
             if error.field != "texts":
                 raise
             raise invalid(str(error).replace("texts", "input"), "input") from None
-        n_tokens = await asyncio.to_thread(lambda: sum(map(model.count_tokens, texts)))
+        n_tokens = await asyncio.to_thread(_count_tokens, model, texts, options)
     exchange.usage = Usage(n_tokens, 0)
     await exchange.send_json(
         {
@@ -66,6 +66,17 @@ async def _embed(
     finally:
         computing.cancel()  # also if this task is cancelled: that stops the computation
         watch.close()
+
+
+def _count_tokens(model: BitNet, texts: list[str], options: dict[str, Any]) -> int:
+    """Of what was computed: the texts, each with the words before it."""
+    prefix = options.get("prefix")
+    if prefix is None:
+        try:
+            prefix = model.embedding_prefix(options.get("kind", "document"))
+        except (OSError, ModelFileError):  # the file has gone since it was loaded; the answer is there
+            prefix = ""
+    return sum(model.count_tokens(prefix + text) for text in texts)
 
 
 def _texts(value: Any, limit: int) -> list[str]:

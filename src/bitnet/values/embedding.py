@@ -50,6 +50,26 @@ class EmbeddingRequest:
         if self.prefix is not None:
             as_text("prefix", self.prefix)
 
+    @classmethod
+    def build(
+        cls,
+        texts: str | Iterable[str],
+        kind: EmbeddingKind,
+        pooling: Pooling | None,
+        normalize: bool,
+        dimensions: int | None,
+        prefix: str | None,
+    ) -> EmbeddingRequest:
+        """Of texts as callers have them. Raises ValidationError naming the field."""
+        return cls(
+            texts=texts,  # type: ignore[arg-type]  # made a tuple there
+            kind=kind,
+            pooling=pooling,
+            normalize=normalize,
+            dimensions=dimensions,
+            prefix=prefix,
+        )
+
 
 def _texts(value: Any) -> tuple[str, ...]:
     if isinstance(value, str):
