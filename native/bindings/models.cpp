@@ -243,7 +243,7 @@ void bind_models(nb::module_& m) {
         .def("set", [](Flag& flag) { flag.value = true; })
         .def("take", [](Flag& flag) { return flag.value.exchange(false); })
         .def_prop_ro("address", [](const Flag& flag) { return reinterpret_cast<uintptr_t>(&flag); })
-        .def_prop_ro_static("reader", [](nb::handle) { return reinterpret_cast<uintptr_t>(&flag_is_set); });
+        .def_prop_ro("reader", [](const Flag&) { return reinterpret_cast<uintptr_t>(&flag_is_set); });
 
     nb::class_<Runner>(m, "Runner")
         .def(nb::new_(&new_runner), "model"_a, nb::kw_only(), "n_blocks"_a, "max_batch_tokens"_a = 512, "n_threads"_a = 0, "kernels"_a = "",

@@ -7,7 +7,7 @@ cannot be computed as asked) and CancelledError. Everything here is internal: us
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -292,7 +292,8 @@ class Flag:
     """What another library's native code asks whether to stop: call `reader` with `address`, as C's
     bool (*)(void *). It needs no interpreter lock. Any thread may set and take it."""
 
-    reader: ClassVar[int]
+    @property
+    def reader(self) -> int: ...
     @property
     def address(self) -> int: ...
     def set(self) -> None: ...

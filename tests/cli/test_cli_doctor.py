@@ -18,8 +18,27 @@ def test_what_there_is() -> None:
     assert f"cores     {_native.physical_cores()}\n" in told.stdout
     assert _native.cpu_kernels()[0] in told.stdout
     assert "MLX\n  device    " in told.stdout
-    if importlib.util.find_spec("mlx") is None:
-        assert "pip install 'bitnet-cpp[mlx]'" in told.stdout
+    for package, extra in (("mlx", "mlx"), ("llama_cpp", "llama-cpp")):
+        missing = importlib.util.find_spec(package) is None
+        assert (f"pip install 'bitnet-cpp[{extra}]'" in told.stdout) == missing
+
+
+@pytest.mark.skipif(importlib.util.find_spec("llama_cpp") is not None, reason="llama-cpp-python is installed")
+def test_llama_cpp_without_the_package() -> None:
+    told = bitnet("run", "Hi", "--engine", "llama_cpp")
+    assert told.returncode == 1
+    assert "needs the package llama-cpp-python, and it is not installed: pip install" in told.stderr
+
+
+@pytest.mark.llama_cpp
+def test_llama_cpp_with_the_package() -> None:
+    llama_cpp = pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
+    report = json.loads(bitnet("doctor", "--json").stdout)
+    assert report["llama_cpp"]["problem"] is None
+    assert report["llama_cpp"]["version"].startswith(f"{llama_cpp.__version__}, ")
+    told = bitnet("run", "Hi", "--engine", "llama_cpp")
+    assert told.returncode == 1
+    assert "llama.cpp computes BitNet models with silu only" in told.stderr
 
 
 @pytest.mark.skipif(importlib.util.find_spec("mlx") is not None, reason="the package mlx is installed")

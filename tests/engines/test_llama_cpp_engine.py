@@ -105,7 +105,7 @@ def test_numbers(theirs: BitNet, native: BitNet) -> None:
     # They round activations otherwise: 0.2 % here.
     assert 0 < off(theirs.logits(TOKEN_IDS), native.logits(TOKEN_IDS)) < 0.005
     ours, expected = theirs.logprobs(TOKEN_IDS), native.logprobs(TOKEN_IDS)
-    np.testing.assert_allclose(ours, expected, atol=0.05)
+    np.testing.assert_allclose(ours, expected, rtol=0.005)
     texts = ["a b c", "Hello there, you", "x" * 100]
     vectors, right = theirs.embed(texts), native.embed(texts)
     assert (vectors * right).sum(1).min() > 0.9995
@@ -181,32 +181,42 @@ def test_streams_stop_strings_and_usage(theirs: BitNet, native: BitNet) -> None:
     assert third.token_ids == native.generate(prompt + "and more", **OPTIONS).token_ids
 
 
-def test_many_at_a_time(theirs: BitNet, native: BitNet) -> None:
+def test_many_at_a_time(theirs: BitNet) -> None:
     prompts = [f"{prompt} {number}" for prompt in PROMPTS for number in range(3)]
-    expected = [native.generate(prompt, **OPTIONS).text for prompt in prompts]
-    streams = [theirs.stream(prompt, **OPTIONS) for prompt in prompts]
+    options = {**OPTIONS, "logprobs": True, "top_logprobs": 2}
+    alone = [theirs.generate(prompt, **options) for prompt in prompts]
+    streams = [theirs.stream(prompt, **options) for prompt in prompts]
     next(streams[3])
     assert theirs.health().running == 4
-    assert [stream.result().text for stream in streams] == expected
+    for stream, expected in zip(streams, alone, strict=True):
+        reply = stream.result()
+        assert expected.logprobs is not None
+        for token_id, entry in zip(reply.token_ids, expected.logprobs, strict=True):
+            # llama.cpp sums in another order when there are more rows; after a tie that moves, texts part.
+            if entry.top[0].logprob - entry.top[1].logprob < 0.02:
+                break
+            assert token_id == entry.token_id
 
 
 def test_cancelling_stops_it(theirs: BitNet) -> None:
     stream = theirs.stream(PROMPTS[0], max_tokens=400, temperature=0, ignore_eos=True)
     next(stream)
     stream.cancel()
-    with pytest.raises(Exception, match="cancel"):
-        stream.result()
+    reply = stream.result()
+    assert reply.finish_reason == "cancelled"
+    assert len(reply.token_ids) < 10
     steps = theirs.health().n_steps
     assert theirs.health().running == 0
     threading.Event().wait(0.05)
     assert theirs.health().n_steps == steps
 
 
-def test_a_step_is_stopped_midway(path: Path) -> None:
+def test_a_step_is_stopped_midway(path: Path, tmp_path: Path) -> None:
     from bitnet.engines.llama_cpp_runner import LlamaCppModel, LlamaCppRunner
     from bitnet.errors import CancelledError
 
-    file = next(weight_cache.directory().glob("llama*.gguf"))
+    file = tmp_path / "llama.gguf"
+    write_model(read_gguf(path), file, file_type="tq2_0")
     model = LlamaCppModel(str(file), n_gpu_layers=0, main_gpu=0, use_mmap=True, use_mlock=False)
     runner = LlamaCppRunner(
         model,
@@ -230,7 +240,8 @@ def test_a_step_is_stopped_midway(path: Path) -> None:
 
 def test_schemas_and_sampling(theirs: BitNet) -> None:
     schema = {"type": "object", "properties": {"n": {"type": "integer", "maximum": 99}}, "required": ["n"]}
-    reply = theirs.generate("{", response_format=schema, max_tokens=200, seed=3)
+    wanted = {"type": "json_schema", "schema": schema}
+    reply = theirs.generate("{", response_format=wanted, max_tokens=200, seed=3)
     assert isinstance(json.loads(reply.text)["n"], int)
     same = [theirs.generate("abc", seed=5, max_tokens=20, temperature=1.5).token_ids for _ in range(2)]
     assert same[0] == same[1] != theirs.generate("abc", seed=6, max_tokens=20, temperature=1.5).token_ids
@@ -295,19 +306,25 @@ def test_what_llama_cpp_says_of_a_file(path: Path, tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-def test_it_does_not_survive_a_fork(theirs: BitNet) -> None:
-    theirs.generate("a", max_tokens=1)
+def test_after_a_fork_it_is_loaded_again(theirs: BitNet) -> None:
+    expected = theirs.generate("a", max_tokens=4, temperature=0).text.encode()
     read, write = os.pipe()
     child = os.fork()
     if child == 0:
         try:
-            theirs.generate("a", max_tokens=1)
-            os.write(write, b"computed")
-        except EngineClosedError as error:
-            os.write(write, str(error).encode())
+            os.write(write, theirs.generate("a", max_tokens=4, temperature=0).text.encode())
         finally:
             os._exit(0)
     os.waitpid(child, 0)
-    assert b"llama.cpp does not survive that" in os.read(read, 1000)
+    assert os.read(read, 1000) == expected
     for end in (read, write):
         os.close(end)
+
+
+def test_a_gpu_does_not_survive_a_fork(monkeypatch: pytest.MonkeyPatch) -> None:
+    from bitnet.engines import llama_cpp
+
+    monkeypatch.setattr(llama_cpp, "_gpu_used_by", os.getppid())
+    with pytest.raises(EngineClosedError, match="'spawn'"):
+        llama_cpp._refuse_after_fork(-1)
+    llama_cpp._refuse_after_fork(0)

@@ -15,7 +15,7 @@ from bitnet.models.conversion import FileType, write_model
 from bitnet.models.gguf_source import read_gguf
 from reference.model_factory import ModelSpec, make_model
 
-pytestmark = pytest.mark.reference
+pytestmark = [pytest.mark.reference, pytest.mark.llama_cpp]
 
 TOKEN_IDS = [260, 3, 77, 150, 9, 200, 31, 258, 19, 44, 101, 7, 256, 88, 12, 63]
 

@@ -4,6 +4,7 @@ outside of the allowed set, and inside of it the right frequencies.
 
 from __future__ import annotations
 
+import ctypes
 from collections import Counter
 from dataclasses import dataclass, field
 
@@ -164,3 +165,36 @@ def test_a_mask_confines_the_draws(engine: Engine) -> None:
     ten_best = np.argsort(-np.where(allowed, logits, -np.inf))[:10]
     assert drawn <= set(ten_best.tolist())
     assert len(drawn) >= 8
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        Options(temperature=0),
+        Options(top_k=20, temperature=0.8),
+        Options(top_k=9, logit_bias=BOOST, accepted=LIKELY),
+    ],
+)
+def test_logits_from_elsewhere(options: Options, engine: Engine) -> None:
+    """They are drawn from as the model's own, with the same log-probabilities."""
+    logits = np.ascontiguousarray(engine.runner.logits()[4])
+    own, other = options.sampler(seed=3), options.sampler(seed=3)
+    for _ in range(30):
+        expected, sampled = engine.runner.sample(4, own, 3), other.sample(logits, 3)
+        assert (sampled.token_id, sampled.top) == (expected.token_id, expected.top)
+        assert sampled.logprob == expected.logprob
+    allowed = np.zeros(-(-len(logits) // 32), np.int32)
+    allowed[1] = 1 << 9  # token 41
+    other.set_mask(allowed)
+    assert other.sample(logits).token_id == 41
+
+
+def test_a_flag_is_read_without_the_interpreter() -> None:
+    flag = _native.Flag()
+    read = ctypes.CFUNCTYPE(ctypes.c_bool, ctypes.c_void_p)(flag.reader)
+    assert not read(flag.address)
+    flag.set()
+    assert read(flag.address)
+    assert flag.take()
+    assert not read(flag.address)
+    assert not flag.take()

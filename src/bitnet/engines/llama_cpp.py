@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +24,7 @@ from bitnet.engines.local import (
     tell_once,
     text_parts,
 )
-from bitnet.errors import ModelFileError, ValidationError
+from bitnet.errors import EngineClosedError, ModelFileError, ValidationError
 from bitnet.models import catalog, converted, layouts, overrides
 from bitnet.models.conversion import FileType
 from bitnet.models.overrides import Overrides
@@ -123,6 +124,7 @@ class LlamaCppEngine(LocalEngine):
         ValidationError, also for options that llama.cpp has no way to obey."""
         from bitnet.engines.llama_cpp_runner import MAX_SEQUENCES, LlamaCppModel
 
+        _refuse_after_fork(n_gpu_layers)
         n_threads = n_threads or _native.physical_cores()
         _refuse_kernels(quant_type, tuple(kernel_params))
         if n_gpu_layers != 0 and not has_gpu():
@@ -244,6 +246,22 @@ class LlamaCppEngine(LocalEngine):
         from bitnet.engines.llama_cpp_runner import LlamaCppRunner
 
         return LlamaCppRunner(model, **self._context_options)
+
+
+_gpu_used_by: int | None = None
+
+
+def _refuse_after_fork(n_gpu_layers: int) -> None:
+    """Raises EngineClosedError in a child of a process that used a GPU. (On a CPU it loads a model anew.)"""
+    global _gpu_used_by
+    if n_gpu_layers == 0:
+        return
+    if _gpu_used_by not in (None, os.getpid()):
+        raise EngineClosedError(
+            "this process was forked from one that used a GPU with llama.cpp, which does not survive that; "
+            "start workers with the method 'spawn'"
+        )
+    _gpu_used_by = os.getpid()
 
 
 def _check_graph(file: _native.ModelFile, architecture: str, activation: str | None) -> str:

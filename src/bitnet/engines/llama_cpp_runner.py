@@ -36,7 +36,7 @@ logger = logging.getLogger("bitnet.llama_cpp")
 
 # What llama.cpp reports as an error, by the thread that called it.
 _said = threading.local()
-_ERROR = 3  # of enum ggml_log_level
+_ERROR = 4  # of enum ggml_log_level; llama-cpp-python takes it for another
 _kept: list[object] = []  # what llama.cpp may call for ever
 
 
@@ -188,7 +188,7 @@ class LlamaCppRunner:
         parameters.pooling_type = library.LLAMA_POOLING_TYPE_NONE
         parameters.no_perf = True
         # The address of a function in native code: the interpreter is not asked while it computes.
-        parameters.abort_callback = library.ggml_abort_callback(_native.Flag.reader)
+        parameters.abort_callback = library.ggml_abort_callback(self._flag.reader)
         parameters.abort_callback_data = self._flag.address
         with errors() as said:
             context = library.llama_init_from_model(model.handle, parameters)

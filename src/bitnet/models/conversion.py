@@ -28,6 +28,8 @@ FileType = Literal["i2_s", "tl1", "tq1_0", "tq2_0", "q2_0"]
 
 # general.file_type, a label that nobody should decide by: bitnet.cpp's for its own types, else llama.cpp's.
 _FILE_TYPES: Final = {"i2_s": 40, "tl1": 38, "tq1_0": 36, "tq2_0": 37, "q2_0": 41}
+# Keys that say how tensors are stored.
+_OF_TENSORS: Final = ("general.file_type", "general.quantization_version", "general.alignment")
 _F16_MAX: Final = 65504.0
 _END_OF_TURN: Final = ("<|eot_id|>", "<|im_end|>", "<|end_of_turn|>", "<end_of_turn>", "<|end|>")
 _MEAN, _LAST_TOKEN = 1, 3
@@ -43,15 +45,20 @@ def write_model(
     embd_type: EmbdType | None = None,
     tiles: Sequence[TlTile] = (),
     progress: Callable[[int], Progress] | None = None,
+    repair: bool = True,
 ) -> list[str]:
     """Write a file, which appears under its name only when it is complete.
 
     file_type: of ternary tensors. embd_type: of embedding and head; None = as they are. tiles: what tl1 cuts
     matrices into; empty = what bitnet.cpp has for their shapes. progress: is called
     with the bytes of all tensors, and returns what is then told each time some of them are written.
+    repair: put right what is known to be wrong in the metadata.
     Returns sentences on what was decided. Raises ConversionError.
     """
-    metadata, notes = repaired(source.metadata, {tensor.name for tensor in source.dense})
+    metadata = {key: value for key, value in source.metadata.items() if key not in _OF_TENSORS}
+    notes: list[str] = []
+    if repair:
+        metadata, notes = repaired(metadata, {tensor.name for tensor in source.dense})
     writer = GgufWriter(path)
     for key, (value, kind) in metadata.items():
         writer.add_metadata(key, value, kind)
@@ -91,11 +98,7 @@ def repaired(
 
     Raises ConversionError if it is not that of a model.
     """
-    fixed = {
-        key: value
-        for key, value in metadata.items()
-        if key not in ("general.file_type", "general.quantization_version", "general.alignment")
-    }
+    fixed = dict(metadata)
     plain = {key: value for key, (value, _) in fixed.items()}
     notes: list[str] = []
     try:

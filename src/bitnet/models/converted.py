@@ -76,7 +76,9 @@ def exported(
         if architecture is not None:
             source = replace(source, metadata=_renamed(source.metadata, architecture))
         with bar("writing") as progress:
-            write_model(source, path, file_type=file_type, embd_type=embd_type, progress=progress)
+            write_model(
+                source, path, file_type=file_type, embd_type=embd_type, progress=progress, repair=False
+            )
 
     return _made_once(file, f"{_stem(file, None)}-{digest}", make)
 
