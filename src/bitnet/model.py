@@ -20,7 +20,7 @@ from bitnet.engines.generation import DeferredGeneration
 from bitnet.engines.local import context_size
 from bitnet.engines.registry import Lease
 from bitnet.errors import ValidationError
-from bitnet.models import catalog, overrides
+from bitnet.models import overrides
 from bitnet.models.header import read_header
 from bitnet.values import (
     Activation,
@@ -470,12 +470,7 @@ class BitNet:
         Those that a server puts there are not known here: "". May load the model.
         """
         as_choice("kind", kind, get_args(EmbeddingKind))
-        if self._path is None:
-            return ""
-        prefixes = self._read_header(Path(self._path)).embedding_prefixes
-        if not prefixes and (known := catalog.identify(self.info)) is not None:
-            prefixes = known.embedding_prefixes
-        return prefixes.get(kind, "")
+        return self.info.embedding_prefixes.get(kind, "")
 
     @property
     def n_ctx(self) -> int:
@@ -502,10 +497,7 @@ class BitNet:
         """That of the file, if the model is not loaded."""
         if self._path is None or self._lease.loaded is not None:
             return None
-        return self._read_header(Path(self._path))
-
-    def _read_header(self, path: Path) -> ModelHeader:
-        return read_header(path, overrides.check(self._arguments["metadata_overrides"]))
+        return read_header(Path(self._path), overrides.check(self._arguments["metadata_overrides"]))
 
     @property
     def info(self) -> ModelInfo:

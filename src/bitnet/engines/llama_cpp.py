@@ -191,7 +191,6 @@ class LlamaCppEngine(LocalEngine):
             "n_gpu_layers": n_gpu_layers,
             "low_vram": low_vram,
         }
-        self._prefixes = catalog.embedding_prefixes(facts)
         runner = self._begin(
             model, path=path, n_ctx=n_ctx, n_batch=n_batch, max_waiting=max_waiting, speculate=speculate
         )
@@ -231,6 +230,7 @@ class LlamaCppEngine(LocalEngine):
             gpu="llama.cpp's" if n_gpu_layers else "",
             has_chat_template=self._chat_template.problem is None,
             pooling=pooling(facts, architecture),
+            embedding_prefixes=catalog.embedding_prefixes(facts),
             repairs=tuple(repairs),
             warnings=tuple(warnings),
             embd_type=embd_type.upper() if embd_type else embedding.type_name if embedding else "",

@@ -33,7 +33,6 @@ _ABORTED = 2  # what llama_decode returns
 
 logger = logging.getLogger("bitnet.llama_cpp")
 
-
 # What llama.cpp reports as an error, by the thread that called it.
 _said = threading.local()
 _ERROR = 4  # of enum ggml_log_level; llama-cpp-python takes it for another
@@ -43,12 +42,12 @@ _kept: list[object] = []  # what llama.cpp may call for ever
 @contextmanager
 def errors() -> Iterator[list[str]]:
     """The errors that llama.cpp reports while this thread calls it."""
-    lines: list[str] = []
-    _said.lines = lines
+    before = getattr(_said, "lines", None)  # of whom a garbage collection has interrupted
+    _said.lines = lines = list[str]()
     try:
         yield lines
     finally:
-        _said.lines = None
+        _said.lines = before
 
 
 def _reason(said: list[str]) -> str:
@@ -92,10 +91,7 @@ class LlamaCppModel:
         parameters = library.llama_model_default_params()
         parameters.n_gpu_layers = n_gpu_layers
         parameters.split_mode = library.LLAMA_SPLIT_MODE_NONE
-        parameters.main_gpu = main_gpu
-        # A build without a GPU, which knows no number of one.
-        if n_gpu_layers == 0:
-            parameters.main_gpu = -1
+        parameters.main_gpu = main_gpu if n_gpu_layers else -1
         parameters.load_mode = {
             (False, False): library.LLAMA_LOAD_MODE_NONE,
             (True, False): library.LLAMA_LOAD_MODE_MMAP,

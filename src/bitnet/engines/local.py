@@ -34,7 +34,7 @@ from bitnet.runtime.sequence import GenerationSequence, LogitsSequence, Logprobs
 from bitnet.text.chat_template import ChatTemplate
 from bitnet.text.tokenizer import Encode, Tokenizer
 from bitnet.text.tool_calls import prompt_parts
-from bitnet.values import EmbeddingKind, EmbeddingRequest, EngineName, Health, ModelInfo, Pooling, Request
+from bitnet.values import EmbeddingRequest, EngineName, Health, ModelInfo, Pooling, Request
 
 if TYPE_CHECKING:
     from bitnet.text.constraints import Constraint
@@ -71,7 +71,6 @@ class LocalEngine(ABC):
     survives_fork: ClassVar[bool] = True
     _tokenizer: Tokenizer
     _chat_template: ChatTemplate
-    _prefixes: Mapping[EmbeddingKind, str]
     _info: ModelInfo
 
     def _begin(
@@ -310,7 +309,7 @@ class LocalEngine(ABC):
                 f"dimensions can only be {info.hidden_size}: this model was not trained for shorter vectors",
                 field="dimensions",
             )
-        prefix = self._prefixes.get(request.kind, "") if request.prefix is None else request.prefix
+        prefix = info.embedding_prefixes.get(request.kind, "") if request.prefix is None else request.prefix
         texts = [self.tokenize(prefix + text) for text in request.texts]
         for index, token_ids in enumerate(texts):
             if len(token_ids) > info.n_ctx:

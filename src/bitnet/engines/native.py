@@ -104,9 +104,9 @@ class NativeEngine(LocalEngine):
             model, path=path, n_ctx=n_ctx, n_batch=n_batch, max_waiting=max_waiting, speculate=speculate
         )
         known = catalog.identify(model)
-        self._prefixes = catalog.embedding_prefixes(facts)
-        if known is not None and not self._prefixes:
-            self._prefixes = known.embedding_prefixes
+        prefixes = catalog.embedding_prefixes(facts)
+        if known is not None and not prefixes:
+            prefixes = known.embedding_prefixes
         declared = pooling(facts, model.architecture)
         repairs = [*model.repairs, *repairs]
         warnings = [*self._tokenizer.warnings, *model.warnings]
@@ -146,6 +146,7 @@ class NativeEngine(LocalEngine):
             gpu_bytes=runner.gpu_bytes,
             has_chat_template=self._chat_template.problem is None,
             pooling=declared,
+            embedding_prefixes=prefixes,
             repairs=tuple(repairs),
             warnings=tuple(warnings),
             quant_type=quant_type,

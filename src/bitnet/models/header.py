@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from bitnet import _native
 from bitnet.errors import ModelFileError
-from bitnet.models import catalog, overrides
+from bitnet.models import overrides
 from bitnet.models.overrides import Overrides
 from bitnet.text.builtin_templates import choose_template
 from bitnet.text.tokenizer import Tokenizer
@@ -20,12 +19,10 @@ from bitnet.text.tokenizer import Tokenizer
 @dataclass(frozen=True, slots=True)
 class ModelHeader:
     """context_length: tokens the model was made for. has_chat_template: there is one; whether it can be used
-    is found out when the model is loaded. embedding_prefixes: words that belong before a text, by its kind.
-    """
+    is found out when the model is loaded."""
 
     context_length: int
     has_chat_template: bool
-    embedding_prefixes: Mapping[catalog.PrefixKind, str] = field(default_factory=dict, hash=False)
 
 
 def read_header(path: Path, user: Overrides = ()) -> ModelHeader:
@@ -43,7 +40,7 @@ def _read(path: str, n_bytes: int, changed: int, user: Overrides) -> ModelHeader
     context_length = metadata.get(key)
     if not isinstance(context_length, int) or context_length < 1:
         raise ModelFileError(f"{path}: {key} is {context_length!r}; it must be a positive whole number")
-    return ModelHeader(context_length, _has_chat_template(metadata), catalog.embedding_prefixes(metadata))
+    return ModelHeader(context_length, _has_chat_template(metadata))
 
 
 def _has_chat_template(metadata: dict[str, Any]) -> bool:

@@ -6,7 +6,7 @@ import asyncio
 import base64
 from typing import TYPE_CHECKING, Any
 
-from bitnet.errors import ContextOverflowError, ModelFileError, ValidationError
+from bitnet.errors import ContextOverflowError, ValidationError
 from bitnet.server import parameters
 from bitnet.server.errors import invalid
 from bitnet.server.exchange import Exchange
@@ -72,10 +72,7 @@ def _count_tokens(model: BitNet, texts: list[str], options: dict[str, Any]) -> i
     """Of what was computed: the texts, each with the words before it."""
     prefix = options.get("prefix")
     if prefix is None:
-        try:
-            prefix = model.embedding_prefix(options.get("kind", "document"))
-        except (OSError, ModelFileError):  # the file has gone since it was loaded; the answer is there
-            prefix = ""
+        prefix = model.embedding_prefix(options.get("kind", "document"))
     return sum(model.count_tokens(prefix + text) for text in texts)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from .embedding import Pooling
+from .embedding import EmbeddingKind, Pooling
 
 # How ternary products are computed, and what embedding and head may be kept as; see bitnet.BitNet.
 QuantType = Literal["i2_s", "tl1"]
@@ -50,6 +50,7 @@ class ModelInfo:
     and head, for keys and values, and for all else it needs.
     kv_type: how keys and values are stored, f16 or q8_0.
     pooling: how `embed` makes one vector of a text if it is not told; None = in a way unknown here.
+    embedding_prefixes: what it puts before each text, by its kind.
     quant_type, tiles: how ternary products are computed, see bitnet.BitNet. embd_type: what embedding and
     head are kept as, such as "F16". ternary_type: the types of the file's ternary tensors, such as "I2_S".
     layout: how they were read, where the file leaves a choice; scales: whether they multiply or divide;
@@ -86,6 +87,7 @@ class ModelInfo:
     gpu_bytes: int = 0
     has_chat_template: bool
     pooling: Pooling | None
+    embedding_prefixes: Mapping[EmbeddingKind, str] = field(default_factory=dict, hash=False)
     repairs: tuple[str, ...]
     warnings: tuple[str, ...]
     quant_type: QuantType = "i2_s"
