@@ -17,10 +17,12 @@ from bitnet import BitNet, ContextOverflowError, EngineClosedError, ModelFileErr
 from bitnet.models import converted, weight_cache
 from bitnet.models.conversion import write_model
 from bitnet.models.gguf_source import read_gguf
+from bitnet.models.gguf_writer import GgufWriter, TensorType
+from bitnet.models.tensor_codec import encode_dense
 from reference.model_factory import ModelSpec, make_model
 from rewritten_model import rewrite
 
-pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
+llama_cpp = pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
 
 pytestmark = [
     pytest.mark.llama_cpp,
@@ -149,6 +151,38 @@ def test_files_it_reads_itself(kind: Any, path: Path, native: BitNet, tmp_path: 
         with pytest.raises(ValidationError, match="leave it out") as failure:
             BitNet(file, **LOAD, **option)
         assert failure.value.field == next(iter(option))
+
+
+def test_a_model_that_is_no_bitnet(path: Path, tmp_path: Path) -> None:
+    """With weights of 8 bits, against llama-cpp-python itself."""
+    source, rng = read_gguf(path), np.random.default_rng(1)
+    writer = GgufWriter(tmp_path / "dense.gguf")
+    for key, (value, kind) in source.metadata.items():
+        writer.add_metadata(key, value, kind)
+    for dense in source.dense:
+        writer.add_tensor(dense.name, dense.shape[::-1], dense.stored, dense.raw)
+    for ternary in source.ternary:
+        codes, scale = ternary.read()
+        weights = (codes * scale + rng.normal(0, 0.3 * scale, codes.shape)).astype(np.float32)
+        writer.add_tensor(
+            ternary.name, codes.shape[::-1], TensorType.Q8_0, encode_dense(weights, TensorType.Q8_0)
+        )
+    writer.write()
+    with pytest.raises(ModelFileError):
+        BitNet(tmp_path / "dense.gguf")
+    theirs = llama_cpp.Llama(
+        str(tmp_path / "dense.gguf"), n_ctx=512, logits_all=True, verbose=False, n_threads=1
+    )
+    try:
+        theirs.eval(TOKEN_IDS)
+        expected = np.array(theirs.scores[: len(TOKEN_IDS)])
+    finally:
+        theirs.close()
+    with BitNet(tmp_path / "dense.gguf", **LOAD) as model:
+        assert off(model.logits(TOKEN_IDS), expected) < 1e-5
+        assert model.info.ternary_type == ""
+        answer = model.generate(TOKEN_IDS, max_tokens=1, temperature=0).token_ids
+        assert answer == (int(expected[-1].argmax()),)
 
 
 def test_rows_of_64_and_keys_of_8_bits(tmp_path: Path) -> None:
@@ -291,9 +325,9 @@ def test_options_it_cannot_obey(path: Path) -> None:
         with pytest.raises(ValidationError) as failure:
             BitNet(path, **LOAD, **{field: value})
         assert failure.value.field == field
-    from bitnet.engines import llama_cpp
+    from bitnet.engines import llama_cpp as engine
 
-    if not llama_cpp.has_gpu():
+    if not engine.has_gpu():
         with pytest.raises(ValidationError, match="built without one: build it for yours"):
             BitNet(path, n_gpu_layers=-1, **LOAD)
 
@@ -322,9 +356,9 @@ def test_after_a_fork_it_is_loaded_again(theirs: BitNet) -> None:
 
 
 def test_a_gpu_does_not_survive_a_fork(monkeypatch: pytest.MonkeyPatch) -> None:
-    from bitnet.engines import llama_cpp
+    from bitnet.engines import llama_cpp as engine
 
-    monkeypatch.setattr(llama_cpp, "_gpu_used_by", os.getppid())
+    monkeypatch.setattr(engine, "_gpu_used_by", os.getppid())
     with pytest.raises(EngineClosedError, match="'spawn'"):
-        llama_cpp._refuse_after_fork(-1)
-    llama_cpp._refuse_after_fork(0)
+        engine._refuse_after_fork(-1)
+    engine._refuse_after_fork(0)
