@@ -179,7 +179,9 @@ def test_a_model_that_is_no_bitnet(path: Path, tmp_path: Path) -> None:
     finally:
         theirs.close()
     with BitNet(tmp_path / "dense.gguf", **LOAD) as model:
-        assert off(model.logits(TOKEN_IDS), expected) < 1e-5
+        logits = model.logits(TOKEN_IDS)
+        assert off(logits[:1], expected[:1]) < 1e-6
+        assert off(logits, expected) < 0.003  # Llama does not use flash attention, unless told to
         assert model.info.ternary_type == ""
         answer = model.generate(TOKEN_IDS, max_tokens=1, temperature=0).token_ids
         assert answer == (int(expected[-1].argmax()),)
