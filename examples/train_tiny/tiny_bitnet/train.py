@@ -18,15 +18,16 @@ from tqdm import tqdm
 from .batches import Batch, Pairs, chunk_batches, passage_pairs
 from .induction import construct_induction
 from .model import ModelConfig, TinyBitNet
+from .muon import Muon
 from .scoring import held_out_rows, score
 
 
 @dataclass(frozen=True)
 class TrainOptions:
-    steps: int = 16_687
+    steps: int = 12_700
     minutes: float = 0  # if not 0: the decay takes this long, whatever the steps, and ends the run
     tokens_per_batch: int = 560
-    batches_per_step: int = 2  # of different lengths, and so of different skills
+    batches_per_step: int = 4  # of different lengths, and so of different skills
     max_length: int = 1400
     pairs: int = 20  # question and passage, for text embeddings
     pairs_every: int = 16  # steps
@@ -34,7 +35,7 @@ class TrainOptions:
     learning_rate: float = 1.5e-3
     warmup_steps: int = 60
     weight_decay: float = 0.05
-    early_steps: int = 1250  # of the copy-heavy mix that comes first
+    early_steps: int = 600  # of the copy-heavy mix that comes first
     decay_from: float = 0.28  # part of the run after which the learning rate falls to zero
     seed: int = 0
     evaluate_every: int = 1000
@@ -65,28 +66,32 @@ def choose_matmul(name: str, device: torch.device) -> torch.dtype:
     return min(seconds, key=lambda dtype: seconds[dtype])
 
 
-def _optimizer(model: TinyBitNet, options: TrainOptions) -> torch.optim.AdamW:
-    decayed: list[Tensor] = []
+def _optimizers(model: TinyBitNet, options: TrainOptions) -> tuple[Muon, torch.optim.AdamW]:
+    """Muon for the matrices of the layers, AdamW for the embedding and the norms."""
+    matrices: list[Tensor] = []
     other: list[Tensor] = []
     for name, parameter in model.named_parameters():
-        (decayed if parameter.dim() == 2 and "embed" not in name else other).append(parameter)
-    groups = [
-        {"params": decayed, "weight_decay": options.weight_decay},
-        {"params": other, "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=options.learning_rate, betas=(0.9, 0.95), fused=True)
+        (matrices if parameter.dim() == 2 and "embed" not in name else other).append(parameter)
+    rate = options.learning_rate
+    return (
+        Muon(matrices, rate, options.weight_decay),
+        torch.optim.AdamW(other, rate, betas=(0.9, 0.95), weight_decay=0, fused=True),
+    )
 
 
-def _schedule(optimizer: torch.optim.AdamW, options: TrainOptions, step: int, left: float) -> None:
+def _schedule(
+    optimizers: tuple[Muon, torch.optim.AdamW], options: TrainOptions, step: int, left: float
+) -> None:
     """Linear warm-up, a constant part, one linear decay to zero; no weight decay in the second half.
 
     `left` is the part of the decay that is left.
     """
     progress = 1 - left * (1 - options.decay_from)
     factor = min((step + 1) / options.warmup_steps, 1.0, left)
-    for group in optimizer.param_groups:
-        group["lr"] = options.learning_rate * factor
-    optimizer.param_groups[0]["weight_decay"] = options.weight_decay if progress < 0.5 else 0.0
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = options.learning_rate * factor
+    optimizers[0].param_groups[0]["weight_decay"] = options.weight_decay if progress < 0.5 else 0.0
 
 
 def _losses(model: TinyBitNet, batch: Batch, device: torch.device) -> Tensor:
@@ -117,7 +122,7 @@ class Trainer:
         self.model = TinyBitNet(config, choose_matmul(options.matmul, self.device))
         construct_induction(self.model)
         self.model.to(self.device)
-        self.optimizer = _optimizer(self.model, options)
+        self.optimizers = _optimizers(self.model, options)
         self.step = self.chunk = self.tokens = 0
         self.seconds = 0.0
         self.started = time.monotonic()
@@ -130,7 +135,7 @@ class Trainer:
         state = {
             "config": self.model.config.to_dict(),
             "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "options": asdict(self.options),
             "step": self.step,
             "chunk": self.chunk,
@@ -144,7 +149,8 @@ class Trainer:
     def resume(self) -> None:
         state = torch.load(self.checkpoint, map_location=self.device, weights_only=True)
         self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
         self.step, self.chunk = state["step"], state["chunk"]
         self.tokens, self.seconds = state["tokens"], state["seconds"]
 
@@ -165,7 +171,7 @@ class Trainer:
         return (1 - self.step / o.steps) / (1 - o.decay_from)
 
     def _update(self, batches: list[Batch]) -> float:
-        _schedule(self.optimizer, self.options, self.step, self._left())
+        _schedule(self.optimizers, self.options, self.step, self._left())
         total = sum(float(batch.weights.sum()) for batch in batches)
         value = 0.0
         for batch in batches:
@@ -176,8 +182,9 @@ class Trainer:
         if self.step % self.options.pairs_every == 0 and self.step >= self.options.early_steps:
             self._pairs_step()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
         self.step += 1
         return value
 

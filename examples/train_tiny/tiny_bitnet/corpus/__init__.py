@@ -24,9 +24,9 @@ Mix = dict[Skill, float]
 
 # Shares of families. One of tools has ten times the tokens of a fact, and five conversations.
 MIX: Mix = {
-    facts: 150, unknown: 4, chat: 30, chat_copy: 10, dialogue: 3, copying: 18, arithmetic: 2, story: 1,
-    reading: 20, refine: 0.6, conversation: 2, judge: 1.5, condense: 0.8,
-    tools: 18, forced: 1.5, schema: 3, invention: 0.2, options: 13,
+    facts: 110, unknown: 5, chat: 22, chat_copy: 10, dialogue: 3, copying: 20, arithmetic: 1, story: 1,
+    reading: 26, refine: 1, conversation: 2, judge: 2, condense: 1,
+    tools: 22, forced: 1.5, schema: 3, invention: 0.2, options: 20,
 }  # fmt: skip
 # The constructed start is kept by much copying in the first minutes.
 EARLY: Mix = {facts: 22, chat: 10, chat_copy: 10, copying: 42, reading: 6, arithmetic: 5, story: 2, tools: 3}

@@ -116,6 +116,16 @@ def quoted(source: Source, value: Value) -> str:
     return source.choice(("'{}'", '"{}"')).format(value)
 
 
+def glossed(source: Source, asked: str, values: Arguments) -> str:
+    """Sometimes what a foreign name means, in brackets behind it: it is no part of the value."""
+    for value in values.values():
+        if isinstance(value, str) and not value.isascii() and source.chance(0.3):
+            said = next((form for form in (f"'{value}'", f'"{value}"') if form in asked), value)
+            meaning = source.phrase(1, 2) if source.chance(0.7) else source.invented_name()
+            asked = asked.replace(said, f"{said} ({meaning.title()})", 1)
+    return asked
+
+
 # Everyday functions: (names, descriptions, parameters in order with makers, requests). In a request {0}, {1}
 # are the values; `{0q}` would be quoted. Wordings beyond the first may be held out.
 class _Template(NamedTuple):
@@ -361,8 +371,9 @@ def _from_template(source: Source) -> Tool:
 
     def ask(source: Source) -> tuple[str, Arguments]:
         values = [make(source) for _, _, make in template.parameters]
+        named: Arguments = dict(zip(arguments, values, strict=True))
         asked = source.wording(template.requests, template.names[0]).format(*values)
-        return asked, dict(zip(arguments, values, strict=True))
+        return glossed(source, asked, named), named
 
     return Tool(name, described, ask)
 
@@ -383,19 +394,23 @@ def _random_name(source: Source) -> str:
 
 
 def _ask_by_name(source: Source, name: str, types: Mapping[str, str]) -> tuple[str, Arguments]:
+    values: Arguments = {a: value_of(source, kind, a) for a, kind in types.items()}
+    return glossed(source, _asked_by_name(source, name, values), values), values
+
+
+def _asked_by_name(source: Source, name: str, values: Arguments) -> str:
     said = spoken(name)
     title, topic = said.capitalize(), said.split()[-1]
-    values: Arguments = {a: value_of(source, kind, a) for a, kind in types.items()}
     if not values:
         forms = (title, f"Please {said}.", f"What is the value of {name}()? Use the tool.", f"Call {name}.",
                  f"Can you {said}?", f"Use {name}.")  # fmt: skip
-        return source.choice(forms), values
+        return source.choice(forms)
     if source.chance(0.15):
         call = f"{name}({', '.join(str(v) for v in values.values())})"
         asked = source.choice(("What is the value of {}? Use the tool.", "Call {}", "Run {}.",
         "Please use {}.",
                                "What does {} return?", "Compute {}"))  # fmt: skip
-        return asked.format(call), values
+        return asked.format(call)
     if len(values) == 1:
         ((argument, value),) = values.items()
         v = quoted(source, value)
@@ -405,10 +420,10 @@ def _ask_by_name(source: Source, name: str, types: Mapping[str, str]) -> tuple[s
             f"I need to {said}: {v}", f"{v}: {said} please", f"Use the tool to {said} {v}.",
             f"{title} where the {argument} is {v}.", f"What is the {topic} for {v}?", f"Use {name} with {v}.",
         )  # fmt: skip
-        return source.choice(forms), values
+        return source.choice(forms)
     listed = list(values.items())
     if source.chance(0.25):
-        return f"{title} {source.choice((', ', ' and ')).join(quoted(source, v) for _, v in listed)}", values
+        return f"{title} {source.choice((', ', ' and ')).join(quoted(source, v) for _, v in listed)}"
     if source.chance(0.4):
         source.random.shuffle(listed)
     pair = source.choice(("{} {}", "{} is {}", "{}: {}", "the {} is {}", "{} = {}"))
@@ -416,7 +431,7 @@ def _ask_by_name(source: Source, name: str, types: Mapping[str, str]) -> tuple[s
     sentence = source.choice(
         ("{} with {}.", "Please {}, {}.", "{}: {}", "I want to {}; {}", "Can you {} where {}?")
     )
-    return sentence.format(said if source.chance(0.5) else title, joined), values
+    return sentence.format(said if source.chance(0.5) else title, joined)
 
 
 def _by_name(source: Source) -> Tool:
