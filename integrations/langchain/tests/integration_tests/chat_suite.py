@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Literal
 
-import pytest
-from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage
 from langchain_tests.integration_tests import ChatModelIntegrationTests
 
@@ -13,8 +11,7 @@ from langchain_bitnet import ChatBitNet
 
 
 class ChatBitNetSuite(ChatModelIntegrationTests):
-    """Everything a text model can do is switched on. One test is expected to fail, for what the bundled model
-    cannot do.
+    """Everything a text model can do is switched on.
 
     where: the fields that say which model answers. other: the name of another one there.
     """
@@ -50,14 +47,6 @@ class ChatBitNetSuite(ChatModelIntegrationTests):
     @property
     def supported_usage_metadata_details(self) -> dict[Literal["invoke", "stream"], list[Any]]:
         return {"invoke": ["cache_read_input"], "stream": ["cache_read_input"]}
-
-    @pytest.mark.xfail(reason="the bundled model cannot copy Chinese text of several characters yet")
-    def test_unicode_tool_call_integration(
-        self, model: BaseChatModel, *, tool_choice: str | None = None, force_tool_call: bool = True
-    ) -> None:
-        super().test_unicode_tool_call_integration(
-            model, tool_choice=tool_choice, force_tool_call=force_tool_call
-        )
 
     def invoke_with_cache_read_input(self, *, stream: bool = False) -> AIMessage:
         """The second time the same prompt is asked, most of it was computed before."""
