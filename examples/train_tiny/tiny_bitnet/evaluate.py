@@ -111,13 +111,14 @@ def _tool_call(model: BitNet, sample: Sample, counts: Counts) -> None:
     (expected,) = calls_of(answer)
     found = called(ask(model, turns))
     names = [name for name, _ in found]
-    counts.add("tool choice: a call is needed, and which", names == [expected["name"]])
+    chosen = names == [expected["name"]]
+    counts.add("tool choice: a call is needed, and which", chosen)
     # How well values are copied is counted apart from the choice.
-    if names != [expected["name"]]:
+    if not chosen:
         wanted = {"type": "function", "function": {"name": expected["name"]}}
         found = called(ask(model, turns, tool_choice=wanted, parallel_tool_calls=False))
     _arguments(counts, expected["arguments"], found[0][1] if found else {})
-    counts.add("whole call", found[:1] == [(expected["name"], expected["arguments"])] and len(names) == 1)
+    counts.add("whole call", chosen and found == [(expected["name"], expected["arguments"])])
 
 
 def _tool_none(model: BitNet, sample: Sample, counts: Counts) -> None:
