@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from bitnet import _native, models
+from bitnet import _native
 from bitnet.models.gguf_writer import TensorType
 from bitnet.models.tensor_codec import decode_ternary
 from reference.cases import CASES
 from reference.engine import Engine
-from reference.model_factory import make_model
+from reference.model_factory import ModelSpec, make_model
 
 mx = pytest.importorskip("mlx.core", reason="the package mlx is not installed")
 from bitnet.engines import mlx_check  # noqa: E402
@@ -204,9 +204,20 @@ def test_logprobs(case: Engine) -> None:
     assert np.isnan(computed[9])
 
 
-def test_a_long_prompt() -> None:
+def test_a_long_prompt(tmp_path: Path) -> None:
     """Through scattered and through neighbouring blocks, in pieces of different sizes."""
-    model = _native.Model(_native.ModelFile(str(models.find(None))))
+    spec = ModelSpec(
+        "llama",
+        hidden_size=256,
+        n_heads=4,
+        n_kv_heads=2,
+        head_dim=64,
+        ffn_size=384,
+        untied=True,
+        context_length=1024,
+    )
+    path = make_model(spec, tmp_path)
+    model = _native.Model(_native.ModelFile(str(path)))
     n = 600
     ids = np.random.default_rng(5).integers(0, model.vocab_size, n).astype(np.int32)
     kept = [29, 299, n - 1]
@@ -224,10 +235,9 @@ def test_a_long_prompt() -> None:
             runner.forward(ids[start : start + length], [blocks], [start], [length], outputs)
             rows.append(runner.logits())
         off = np.abs(np.concatenate(rows) - expected).max(axis=1) / np.abs(expected).max(axis=1)
-        # Some activation among 50 million is rounded to the next of 256 values after a while, which moves all
-        # that follow: by 2 % with these random tokens, which the model was not made for.
+        # Some activation is rounded to the next of 256 values after a while, which moves what follows.
         assert off[0] < 1e-5
-        assert off.max() < 0.04
+        assert off.max() < 0.01
 
 
 def test_too_wide_a_model_is_refused(case: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
