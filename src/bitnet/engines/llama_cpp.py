@@ -91,7 +91,6 @@ class LlamaCppEngine(LocalEngine):
     """Implements bitnet.engines.Engine."""
 
     name = "llama_cpp"
-    title = "llama.cpp"
     survives_fork = False
 
     def __init__(
@@ -124,7 +123,6 @@ class LlamaCppEngine(LocalEngine):
         ValidationError, also for options that llama.cpp has no way to obey."""
         from bitnet.engines.llama_cpp_runner import MAX_SEQUENCES, LlamaCppModel
 
-        _refuse_after_fork(n_gpu_layers)
         n_threads = n_threads or _native.physical_cores()
         _refuse_kernels(quant_type, tuple(kernel_params))
         if n_gpu_layers != 0 and not has_gpu():
@@ -133,6 +131,7 @@ class LlamaCppEngine(LocalEngine):
                 f"{BUILD}, or set n_gpu_layers to 0",
                 field="n_gpu_layers",
             )
+        _refuse_after_fork(n_gpu_layers)
         file = _native.ModelFile(str(path))
         facts = overrides.apply(file.metadata, metadata_overrides)
         architecture = str(facts.get("general.architecture", ""))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import logging
-import math
 import re
 import threading
 from collections.abc import Iterator, Sequence
@@ -21,6 +20,7 @@ from numpy.typing import NDArray
 
 from bitnet import _native
 from bitnet.errors import CancelledError, DeviceError, ModelFileError, ValidationError
+from bitnet.runtime.runner import check_finite, check_step, logprob
 from bitnet.values import KvType
 
 library: Any = import_module("llama_cpp")  # generated bindings, without types
@@ -60,7 +60,7 @@ def _listen() -> None:
     before, data = library.llama_log_callback(), ctypes.c_void_p()
     library.llama_log_get(ctypes.byref(before), ctypes.byref(data))
 
-    @library.llama_log_callback  # type: ignore[untyped-decorator]
+    @library.llama_log_callback  # type: ignore[untyped-decorator]  # see library
     def hear(level: int, text: bytes, user_data: int | None) -> None:
         lines = getattr(_said, "lines", None)
         if lines is None:
@@ -226,8 +226,7 @@ class LlamaCppRunner:
         outputs: Sequence[int],
     ) -> None:
         n = len(token_ids)
-        if not 0 < n <= MAX_BATCH_TOKENS or sum(lengths) != n:
-            raise ValidationError(f"a step of {n} tokens, in slices of {list(lengths)}, cannot be computed")
+        check_step(n, lengths, MAX_BATCH_TOKENS)
         sequences = [table[0] for table in block_tables]
         batch = self._batch
         batch.n_tokens = n
@@ -287,9 +286,7 @@ class LlamaCppRunner:
         if not pointer:
             raise ValidationError(f"output row {output} does not exist")
         row = np.ctypeslib.as_array(pointer, (self._model.vocab_size,))
-        # One that is infinite or not a number makes the sum so.
-        if not math.isfinite(float(row.sum(dtype=np.float64))):
-            raise ModelFileError("the weights produce values that are not finite: the file is damaged")
+        check_finite(row)
         return row
 
     def logits(self) -> NDArray[np.float32]:
@@ -297,15 +294,10 @@ class LlamaCppRunner:
         return np.stack(rows) if rows else np.empty((0, self._model.vocab_size), np.float32)
 
     def logprobs(self, target_ids: NDArray[np.int32], first_output: int = 0) -> list[float]:
-        result = []
-        for index, target in enumerate(target_ids.tolist()):
-            if target < 0:
-                result.append(math.nan)
-                continue
-            logits = self._row(first_output + index).astype(np.float64)
-            highest = logits.max()
-            result.append(float(logits[target] - highest - np.log(np.exp(logits - highest).sum())))
-        return result
+        return [
+            logprob(self._row(first_output + index), target)
+            for index, target in enumerate(target_ids.tolist())
+        ]
 
     def hidden(self) -> NDArray[np.float32]:
         size = self._model.hidden_size
@@ -324,8 +316,7 @@ class LlamaCppRunner:
                 self._fail("it gives no hidden states of this model")
             rows.append(np.array(np.ctypeslib.as_array(pointer, (size,))))
         values = np.stack(rows)
-        if not np.isfinite(values).all():
-            raise ModelFileError("the weights produce values that are not finite: the file is damaged")
+        check_finite(values)
         return values
 
     def sample(self, output: int, sampler: _native.Sampler, logprobs: int = -1) -> _native.Sampled:

@@ -67,7 +67,6 @@ class LocalEngine(ABC):
     """
 
     name: ClassVar[EngineName]
-    title: ClassVar[str]  # for messages
     survives_fork: ClassVar[bool] = True
     _tokenizer: Tokenizer
     _chat_template: ChatTemplate
@@ -126,8 +125,8 @@ class LocalEngine(ABC):
         does not survive one."""
         if not self.survives_fork and self._process != os.getpid():
             raise EngineClosedError(
-                f"this model was loaded with {self.title} before the process was forked, and {self.title} "
-                "does not survive that; start workers with the method 'spawn'"
+                f"this model was loaded with the engine {self.name} before the process was forked, which it "
+                "does not survive; start workers with the method 'spawn'"
             )
         with self._lock:
             if self._current is None:

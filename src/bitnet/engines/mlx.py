@@ -147,7 +147,6 @@ class MlxEngine(NativeEngine):
     """Implements bitnet.engines.Engine. Use `load`, which checks that it computes rightly."""
 
     name = "mlx"
-    title = "MLX"
     survives_fork = False
     _weights: MlxWeights | None = None
 

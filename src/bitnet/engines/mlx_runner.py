@@ -22,7 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bitnet import _native
-from bitnet.errors import BitNetError, CancelledError, DeviceError, ModelFileError, ValidationError
+from bitnet.errors import BitNetError, CancelledError, DeviceError, ValidationError
+from bitnet.runtime.runner import check_finite, check_step, logprob
 
 KV_BLOCK_SIZE = 32
 # Layers that are handed to the device together, and groups of them that may be under way: one computes while
@@ -220,8 +221,7 @@ class MlxRunner:
         outputs: Sequence[int],
     ) -> None:
         n = len(token_ids)
-        if not 0 < n <= self.max_batch_tokens or sum(lengths) != n:
-            raise ValidationError(f"a step of {n} tokens, in slices of {list(lengths)}, cannot be computed")
+        check_step(n, lengths, self.max_batch_tokens)
         self._hidden = self._hidden_values = None
         self._taken = False
         with self._computing():
@@ -345,8 +345,7 @@ class MlxRunner:
             with self._computing():
                 mx.eval(self._hidden)
                 values: NDArray[np.float32] = np.array(self._hidden)
-            if not np.isfinite(values).all():
-                raise ModelFileError("the weights produce values that are not finite: the file is damaged")
+            check_finite(values)
             self._hidden_values = values
         return self._hidden_values
 
@@ -354,15 +353,10 @@ class MlxRunner:
         return self._head.logits(self.hidden())
 
     def logprobs(self, target_ids: NDArray[np.int32], first_output: int = 0) -> list[float]:
-        result = []
-        for target, hidden in zip(target_ids, self.hidden()[first_output:], strict=False):
-            if target < 0:
-                result.append(math.nan)
-                continue
-            logits = self._head.logits(hidden[None])[0].astype(np.float64)
-            highest = logits.max()
-            result.append(float(logits[target] - highest - np.log(np.exp(logits - highest).sum())))
-        return result
+        return [
+            math.nan if target < 0 else logprob(self._head.logits(hidden[None])[0], target)
+            for target, hidden in zip(target_ids.tolist(), self.hidden()[first_output:], strict=False)
+        ]
 
     def sample(self, output: int, sampler: _native.Sampler, logprobs: int = -1) -> _native.Sampled:
         if not self._taken:

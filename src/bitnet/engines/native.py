@@ -29,7 +29,6 @@ class NativeEngine(LocalEngine):
     """Implements bitnet.engines.Engine. Who computes the steps is a Runner, which others may replace."""
 
     name: ClassVar[EngineName] = "native"
-    title = "the native engine"
 
     def __init__(
         self,

@@ -2,14 +2,38 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
+import numpy as np
+from numpy.typing import NDArray
 
+from bitnet.errors import ModelFileError, ValidationError
+
+if TYPE_CHECKING:
     from bitnet import _native
+
+
+def check_step(n: int, lengths: Sequence[int], most: int) -> None:
+    """Raises ValidationError for a step of no tokens, of more than `most`, or whose slices have others."""
+    if not 0 < n <= most or sum(lengths) != n:
+        raise ValidationError(f"a step of {n} tokens, in slices of {list(lengths)}, cannot be computed")
+
+
+def check_finite(values: NDArray[np.float32]) -> None:
+    """Raises ModelFileError if a number is infinite or none at all."""
+    if not np.isfinite(values).all():
+        raise ModelFileError("the weights produce values that are not finite: the file is damaged")
+
+
+def logprob(logits: NDArray[np.float32], token_id: int) -> float:
+    """The log-probability of a token, in nats, by logits [vocab]. NaN for one below 0, which is none."""
+    if token_id < 0:
+        return math.nan
+    exact = logits.astype(np.float64)
+    highest = exact.max()
+    return float(exact[token_id] - highest - np.log(np.exp(exact - highest).sum()))
 
 
 class Runner(Protocol):

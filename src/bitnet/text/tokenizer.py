@@ -89,7 +89,7 @@ class Tokenizer:
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, Any], other_encode: Encode | None = None) -> Tokenizer:
-        """`metadata`: the `tokenizer.ggml.*` keys of a GGUF file as plain values.
+        """`metadata`: the `tokenizer.ggml.*` keys of a GGUF file as plain values. other_encode: as above.
 
         Raises ModelFileError for metadata that is missing, of the wrong type, contradictory or of an unknown
         kind.
