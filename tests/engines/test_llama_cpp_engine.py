@@ -26,6 +26,7 @@ llama_cpp = pytest.importorskip("llama_cpp", reason="llama-cpp-python is not ins
 
 pytestmark = [
     pytest.mark.llama_cpp,
+    pytest.mark.usefixtures("own_cache"),
     pytest.mark.filterwarnings("ignore::ResourceWarning"),  # of llama-cpp-python's own import
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
@@ -40,14 +41,6 @@ TOKEN_IDS = [260, 3, 77, 150, 9, 200, 31, 258, 19, 44, 101, 7, 256, 88, 12, 63]
 PROMPTS = ["the winner", "123 abc", "Once upon a time there was"]
 OPTIONS: dict[str, Any] = {"temperature": 0, "max_tokens": 24, "ignore_eos": True}
 LOAD: dict[str, Any] = {"engine": "llama_cpp", "n_threads": 1}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Files of this module's own."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("BITNET_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
-        yield weight_cache.directory()
 
 
 @pytest.fixture(scope="module")

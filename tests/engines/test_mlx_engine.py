@@ -16,14 +16,13 @@ import pytest
 
 from bitnet import BitNet, DeviceError, EngineClosedError, ValidationError
 from bitnet.engines import mlx, selection
-from bitnet.models import weight_cache
 from reference.cases import CASES
 from reference.model_factory import ModelSpec, make_model
 
 pytest.importorskip("mlx.core", reason="the package mlx is not installed")
 from bitnet.engines import mlx_check, mlx_runner
 
-pytestmark = pytest.mark.mlx
+pytestmark = [pytest.mark.mlx, pytest.mark.usefixtures("own_cache")]
 
 PROMPTS = ["What is the capital of France?", "Once upon a time", "The cat sat on the mat. The cat sat"]
 OPTIONS = {"temperature": 0, "max_tokens": 32, "ignore_eos": True}
@@ -41,14 +40,6 @@ LOAD: dict[str, Any] = {
     "kv_tokens": None,
     "max_waiting": 8,
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Verdicts of this module's own."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("BITNET_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
-        yield weight_cache.directory()
 
 
 @pytest.fixture(scope="module")
@@ -172,7 +163,9 @@ def test_pickled_and_loaded_again() -> None:
 # ---- the check before the first use ------------------------------------------------------------------------
 
 
-def test_the_verdict_is_remembered(base_path: Path, cache: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_verdict_is_remembered(
+    base_path: Path, own_cache: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level(logging.INFO, "bitnet")
     for expected in (True, False):
         caplog.clear()

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hf_folders import DIVIDE, LINEAR, MULTIPLY, pack, write_random_tokenizer, write_safetensors
+from hf_folders import DIVIDE, LINEAR, MULTIPLY, pack, write_safetensors
+from hf_tokenizers import write_random_tokenizer
 from numpy.typing import NDArray
 
 from bitnet import BitNet

@@ -12,7 +12,8 @@ import pytest
 
 from bitnet import BitNet
 from bitnet.models.hf_folder import read_folder
-from hub.hf_folders import pack, write_random_tokenizer
+from hub.hf_folders import pack
+from hub.hf_tokenizers import write_random_tokenizer
 from reference.model_factory import ModelSpec, random_model
 from reference.numpy_model import relative_error
 
