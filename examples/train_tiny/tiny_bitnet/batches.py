@@ -83,7 +83,10 @@ def chunk_batches(
         if source.chance(repeats):
             rows.append(repeated_tokens(source.random, vocab_size))
         else:
-            rows.append(merge([encode(tokenizer, sample) for sample in draw_family(source, mix)]))
+            family = [encode(tokenizer, sample) for sample in draw_family(source, mix)]
+            while len((row := merge(family)).ids) > max_length and len(family) > 1:
+                family.pop()
+            rows.append(row)
     rows = sorted((row for row in rows if len(row.ids) <= max_length), key=lambda row: len(row.ids))
     groups: list[list[Encoded]] = [[]]
     for row in rows:

@@ -27,7 +27,7 @@ class ModelConfig:
     vocab_size: int = 1536
     hidden_size: int = 256
     intermediate_size: int = 512
-    num_hidden_layers: int = 4
+    num_hidden_layers: int = 6
     num_attention_heads: int = 4
     num_key_value_heads: int = 2
     head_dim: int = 64

@@ -108,7 +108,7 @@ def _marked_spans(text: str) -> tuple[str, list[tuple[int, int]]]:
 
 
 # Answers of one token that take more than copying to find.
-_EMPHASIS = {"options": 2.0, "judge": 1.5}
+_EMPHASIS = {"options": 2.0, "judge": 1.5, "selection": 2.0}
 
 
 def _encode_answer(tokenizer: Tokenizer, text: str, forced: bool) -> tuple[list[int], list[float]]:

@@ -22,11 +22,11 @@ from .tools import forced, tools
 Skill = Callable[[Source], Family | Sample]
 Mix = dict[Skill, float]
 
-# Shares of families. One of tools has ten times the tokens of a fact, and five conversations.
+# Shares of families. One of tools has fifteen times the tokens of a fact, and eight conversations.
 MIX: Mix = {
-    facts: 110, unknown: 5, chat: 22, chat_copy: 10, dialogue: 3, copying: 20, arithmetic: 1, story: 1,
-    reading: 26, refine: 1, conversation: 2, judge: 2, condense: 1,
-    tools: 22, forced: 1.5, schema: 3, invention: 0.2, options: 20,
+    facts: 60, unknown: 4, chat: 17, chat_copy: 9, dialogue: 3, copying: 16, arithmetic: 1, story: 1,
+    reading: 30, refine: 1, conversation: 3, judge: 2.5, condense: 3,
+    tools: 18, forced: 1.5, schema: 3, invention: 0.2, options: 34,
 }  # fmt: skip
 # The constructed start is kept by much copying in the first minutes.
 EARLY: Mix = {facts: 22, chat: 10, chat_copy: 10, copying: 42, reading: 6, arithmetic: 5, story: 2, tools: 3}

@@ -72,10 +72,9 @@ def _selection(source: Source) -> Family:
         items = [description.format(topic) for topic in topics]
     else:
         items = [source.choice(_DESCRIPTIONS).format(topic) for topic in topics]
-    kind = source.weighted((0, 1, 2, 3), (5, 3, 1, 1.5))
+    kind = source.weighted((0, 1, 2, 3), (5, 3, 0.7, 1.5))
     family = []
-    for _ in range(3):
-        right = source.integer(0, len(topics) - 1)
+    for right in source.sample(range(len(topics)), len(topics)):
         question = source.wording(_TOPIC_QUESTIONS, "topic").format(topics[right])
         if kind == 0:
             asked = f"{_numbered(items)}\n{question}\n{source.choice(_NUMBER_ONLY)}"
@@ -144,7 +143,7 @@ def _found(source: Source) -> Family:
 def _feeling(source: Source) -> Family:
     """Words of an opinion, and which kind it is."""
     family = []
-    for _ in range(3):
+    for _ in range(4):
         feeling = source.choice(list(_FEELINGS))
         sentence = source.choice(_SENTENCES).format(f=source.choice(_FEELINGS[feeling]), n=source.pick_noun())
         asked = source.wording(_FEELING_QUESTIONS, "feeling").format(sentence)

@@ -62,7 +62,7 @@ def condense(source: Source) -> Family:
     as_chat = source.chance(0.25)
     prompt = source.choice(prompts.CONDENSE)
     family = []
-    for _ in range(3):
+    for _ in range(5):
         if source.chance(0.3):
             asked = source.choice(make_text(source, 2).statements)
             answer = question = asked.question(source)

@@ -6,8 +6,9 @@ import json
 from typing import Any
 
 from . import prompts, words
+from .everyday import Value
 from .source import Family, Message, Sample, Source, marked
-from .tool_specs import Arguments, Value
+from .tool_specs import Arguments
 from .tools import record, record_text
 
 _PROMPTS = (

@@ -8,9 +8,10 @@ from collections.abc import Callable
 
 from . import words
 from .chat import chat, introduction
+from .everyday import Value
 from .facts import facts
 from .source import Family, Message, Sample, Source, marked
-from .tool_specs import Arguments, Tool, Value, definition, make_tools, spoken, value_of
+from .tool_specs import Arguments, Tool, definition, make_tools, spoken, value_of
 from .words import listed
 
 
@@ -132,10 +133,10 @@ def tools(source: Source) -> Family:
     if source.chance(0.25):
         history = _turn(source, source.choice(available), 1.0) if source.chance(0.7) else _small_talk(source)
     family = []
-    for _ in range(5):
-        if source.chance(0.25):
+    for _ in range(8):
+        if source.chance(0.22):
             messages = _small_talk(source)
-        elif source.chance(0.06):
+        elif source.chance(0.1):
             messages = _pair(source, available)
             family.append(Sample([system, *history, *messages], "tool_pair"))
             continue
