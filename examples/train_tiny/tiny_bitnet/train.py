@@ -24,7 +24,7 @@ from .scoring import held_out_rows, score
 
 @dataclass(frozen=True)
 class TrainOptions:
-    steps: int = 12_700
+    steps: int = 17_500
     minutes: float = 0  # if not 0: the decay takes this long, whatever the steps, and ends the run
     tokens_per_batch: int = 560
     batches_per_step: int = 4  # of different lengths, and so of different skills
