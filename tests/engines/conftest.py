@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-from bitnet.models import weight_cache
-
 
 @pytest.fixture(scope="module")
-def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """The cache directory of a module's own: empty when it begins."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("BITNET_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
-        yield weight_cache.directory()
+        yield

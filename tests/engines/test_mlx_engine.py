@@ -163,9 +163,7 @@ def test_pickled_and_loaded_again() -> None:
 # ---- the check before the first use ------------------------------------------------------------------------
 
 
-def test_the_verdict_is_remembered(
-    base_path: Path, own_cache: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_the_verdict_is_remembered(base_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "bitnet")
     for expected in (True, False):
         caplog.clear()

@@ -103,19 +103,18 @@ def _parameter(line: str) -> Parameter:
 def _load() -> tuple[list[Function], list[Function]]:
     """The functions of training, and those that are held out."""
     text = Path(__file__).with_name("functions.txt").read_text(encoding="utf-8")
+    lines = [line for line in text.splitlines() if not line.startswith("#")]
     known: list[Function] = []
     unknown: list[Function] = []
-    for block in text.strip().split("\n\n"):
-        names, *lines = [line for line in block.splitlines() if not line.startswith("#")] or [""]
-        if not names:
-            continue
-        requests = tuple(line[2:] for line in lines if line.startswith("- "))
-        parameters = tuple(_parameter(line) for line in lines[1:] if not line.startswith("- "))
-        where = unknown if names.startswith("! ") else known
+    for block in "\n".join(lines).strip().split("\n\n"):
+        names, descriptions, *rest = block.splitlines()
         function = Function(
-            tuple(names.removeprefix("! ").split(" | ")), tuple(lines[0].split(" | ")), parameters, requests
+            tuple(names.removeprefix("! ").split(" | ")),
+            tuple(descriptions.split(" | ")),
+            tuple(_parameter(line) for line in rest if not line.startswith("- ")),
+            tuple(line[2:] for line in rest if line.startswith("- ")),
         )
-        where.append(function)
+        (unknown if names.startswith("! ") else known).append(function)
     return known, unknown
 
 

@@ -55,7 +55,8 @@ def reading(source: Source) -> Family:
     told = list(story.statements)
     source.random.shuffle(told)
     # Only a text that comes before its question is shared.
-    for _ in range(5 if "{text}" not in user or user.find("{text}") < user.find("{question}") else 2):
+    shared = "{text}" not in user or user.index("{text}") < user.index("{question}")
+    for _ in range(5 if shared else 2):
         if source.chance(0.2):
             asked, answer, skill = not_told(source, story), marked(prompts.NOT_TOLD), "ctx_no"
         else:

@@ -6,10 +6,9 @@ import json
 from typing import Any
 
 from . import prompts, words
-from .everyday import Value
-from .source import Family, Message, Sample, Source, marked
+from .source import Family, Message, Sample, Source
 from .tool_specs import Arguments
-from .tools import record, record_text
+from .tools import marked_value, record, record_text
 
 _PROMPTS = (
     "Extract the data as JSON.\nSchema: {schema}\nText: {text}",
@@ -38,15 +37,9 @@ _FREE_WORDINGS = (
 )  # fmt: skip
 
 
-def _marked_value(value: Value) -> str:
-    if isinstance(value, str):
-        return '"' + marked(json.dumps(value, ensure_ascii=False)[1:])
-    return marked(json.dumps(value))
-
-
 def json_text(record: Arguments) -> str:
     pairs = ", ".join(
-        f"{json.dumps(key, ensure_ascii=False)}: {_marked_value(v)}" for key, v in record.items()
+        f"{json.dumps(key, ensure_ascii=False)}: {marked_value(v)}" for key, v in record.items()
     )
     return f"{{{pairs}}}"
 

@@ -25,7 +25,7 @@ def tool_prompt(definitions: list[dict[str, object]], before: str = "") -> str:
     return f"{before}\n\n{prompt}" if before else prompt
 
 
-def _marked_value(value: Value) -> str:
+def marked_value(value: Value) -> str:
     if isinstance(value, str):
         # The closing quote ends the value, a decision as well.
         return '"' + marked(json.dumps(value, ensure_ascii=False)[1:])
@@ -33,9 +33,7 @@ def _marked_value(value: Value) -> str:
 
 
 def call_text(name: str, arguments: Arguments) -> str:
-    pairs = ", ".join(
-        f"{json.dumps(a, ensure_ascii=False)}: {_marked_value(v)}" for a, v in arguments.items()
-    )
+    pairs = ", ".join(f"{json.dumps(a, ensure_ascii=False)}: {marked_value(v)}" for a, v in arguments.items())
     return f'<tool_call>{{"name": "{marked(name)}", "arguments": {{{pairs}}}}}</tool_call>'
 
 
