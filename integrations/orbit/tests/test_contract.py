@@ -534,8 +534,11 @@ def test_mode_api(server: str) -> None:
         usage: dict[str, Any] = {}
         assert await service.generate_tracked(QUESTION, usage_sink=usage) == ANSWER
         assert (usage["prompt_tokens"], usage["completion_tokens"], usage["reported"]) == (21, 15, True)
-        pieces = await collect(service.generate_stream(QUESTION))
-        assert "".join(pieces) == ANSWER
+        assert "".join(await collect(service.generate_stream(QUESTION))) == ANSWER
+        # The server joins what its reader has left waiting: a short answer may come at once, a long one not.
+        story = "Tell me a story about a fox named Milo."
+        pieces = await collect(service.generate_stream(story))
+        assert "".join(pieces) == await service.generate(story)
         assert len(pieces) > 3
         result = await service.generate_with_tools(
             [{"role": "user", "content": "What is the weather in Oslo?"}], [WEATHER]
