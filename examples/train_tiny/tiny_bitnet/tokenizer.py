@@ -93,6 +93,9 @@ def prompt_ids(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int]:
 
 
 _PLAIN, _STRUCTURE, _ENDING = 0.6, 0.15, 0.5  # weights beside the 1 of what is marked and of the first token
+# The first token of what is marked decides, the others mostly follow from it: without more weight, the choice of
+# a function or of a sentence would be one token of a dozen.
+_DECISION = 4.0
 
 
 def _marked_spans(text: str) -> tuple[str, list[tuple[int, int]]]:
@@ -101,14 +104,10 @@ def _marked_spans(text: str) -> tuple[str, list[tuple[int, int]]]:
     plain = ""
     for part in re.split(f"({MARK}[^{UNMARK}]*{UNMARK})", text):
         inner = unmarked(part)
-        if inner != part:
+        if inner and inner != part:
             spans.append((len(plain), len(plain) + len(inner)))
         plain += inner
     return plain, spans
-
-
-# Answers of one token that take more than copying to find.
-_EMPHASIS = {"options": 2.0, "judge": 1.5, "selection": 2.0}
 
 
 def _encode_answer(tokenizer: Tokenizer, text: str, forced: bool) -> tuple[list[int], list[float]]:
@@ -129,6 +128,10 @@ def _encode_answer(tokenizer: Tokenizer, text: str, forced: bool) -> tuple[list[
             weights[0] = 1.0
     # In all, an answer weighs a root of what it has to decide: else long ones would drown the short ones.
     scale = sum(weights) ** -0.7
+    for start, end in spans:
+        at = next((i for i, (first, last) in enumerate(encoded.offsets) if start < last and first < end), None)
+        if at is not None:
+            weights[at] = _DECISION
     return ids, [weight * scale for weight in weights]
 
 
@@ -143,8 +146,7 @@ def encode(tokenizer: Tokenizer, sample: Sample) -> Encoded:
         prompt = text_ids(tokenizer, prompt_text(pending))
         answer, answer_weights = _encode_answer(tokenizer, text, sample.forced)
         ids += prompt + answer
-        emphasis = _EMPHASIS.get(sample.skill, 1.0)
-        weights += [0.0] * len(prompt) + [emphasis * weight for weight in answer_weights]
+        weights += [0.0] * len(prompt) + answer_weights
         pending = []
     return Encoded(ids, weights, list(range(len(ids))), [0] * len(ids))
 

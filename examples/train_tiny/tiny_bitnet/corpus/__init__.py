@@ -24,7 +24,7 @@ Mix = dict[Skill, float]
 
 # Shares of families. One of tools has fifteen times the tokens of a fact, and eight conversations.
 MIX: Mix = {
-    facts: 60, unknown: 4, chat: 17, chat_copy: 9, dialogue: 3, copying: 16, arithmetic: 1, story: 1,
+    facts: 75, unknown: 4, chat: 17, chat_copy: 9, dialogue: 3, copying: 16, arithmetic: 1, story: 1,
     reading: 30, refine: 1, conversation: 3, judge: 2.5, condense: 3,
     tools: 18, forced: 1.5, schema: 3, invention: 0.2, options: 34,
 }  # fmt: skip

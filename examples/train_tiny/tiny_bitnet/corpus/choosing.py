@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 from . import prompts, words, world
+from .facts import with_article
 from .relations import make_subject, make_text
 from .source import Family, Sample, Source, marked
 from .tool_specs import definition
@@ -111,21 +112,25 @@ def _selection(source: Source) -> Family:
 def _category(source: Source) -> Family:
     categories = source.sample(list(_CATEGORIES), source.integer(2, 5))
     items = [source.choice(_CATEGORIES[category]) for category in categories]
-    kind = source.integer(0, 3)
+    kind = source.integer(0, 4)
     family = []
     for right, (category, item) in enumerate(zip(categories, items, strict=True)):
+        which = f"Which of these is {with_article(category)}"
         if kind == 0:
-            asked = f"{_numbered(items)}\nWhich of these is a {category}? {source.choice(_NUMBER_ONLY)}"
+            asked = f"{_numbered(items)}\n{which}? {source.choice(_NUMBER_ONLY)}"
             answer = str(right + 1)
         elif kind == 1:
-            asked = f"Which of these is a {category}?\n{_numbered(items)}\n{source.choice(_NUMBER_ONLY)}"
+            asked = f"{which}?\n{_numbered(items)}\n{source.choice(_NUMBER_ONLY)}"
             answer = str(right + 1)
         elif kind == 2:
             letters = "\n".join(f"{'ABCDE'[i]}) {option}" for i, option in enumerate(items))
-            asked = f"{letters}\nWhich of these is a {category}? Answer with the letter."
+            asked = f"{letters}\n{which}? Answer with the letter."
             answer = "ABCDE"[right]
+        elif kind == 3:
+            asked, answer = f"{which}: {', '.join(items)}?", item
         else:
-            asked, answer = f"Which of these is a {category}: {', '.join(items)}?", item
+            kinds = [with_article(name) for name in sorted(categories)]
+            asked, answer = f"Is {item} {', '.join(kinds[:-1])} or {kinds[-1]}?", category
         family.append(Sample([("user", asked), ("assistant", marked(answer))], "options"))
     return family
 
@@ -151,9 +156,21 @@ def _feeling(source: Source) -> Family:
     return family
 
 
+def _lines(source: Source) -> Family:
+    """Which of several sentences answers a question."""
+    statements = [make_text(source, 1).statements[0] for _ in range(source.integer(2, 5))]
+    lines = _numbered([told.sentence for told in statements], source.choice(("{}. {}", "{}: {}", "({}) {}")))
+    family = []
+    for right, told in enumerate(statements):
+        asked = f"{lines}\nQuestion: {told.question(source)}\nWhich line has the answer? Answer with the number."
+        family.append(Sample([("user", asked), ("assistant", marked(right + 1))], "options"))
+    return family
+
+
 def _rank(source: Source) -> Family:
     """Which of several documents answers a question."""
-    stories = [make_text(source, 2) for _ in range(source.integer(2, 4))]
+    longest = source.integer(1, 2)
+    stories = [make_text(source, longest) for _ in range(source.integer(2, 4))]
     documents = _numbered([story.text.replace("\n", " ") for story in stories], "Document {}:\n{}", "\n\n")
     family = []
     for right, story in enumerate(stories):
@@ -164,4 +181,5 @@ def _rank(source: Source) -> Family:
 
 
 def options(source: Source) -> Family:
-    return source.weighted((_selection, _category, _found, _feeling, _rank), (9, 4, 2, 1.5, 2))(source)
+    kinds = (_selection, _category, _found, _feeling, _lines, _rank)
+    return source.weighted(kinds, (6, 5, 1, 1, 2, 2))(source)

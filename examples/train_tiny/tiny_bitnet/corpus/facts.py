@@ -21,7 +21,7 @@ _UNKNOWN = (
 )  # fmt: skip
 
 
-def _with_article(noun: str) -> str:
+def with_article(noun: str) -> str:
     return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
 
 
@@ -36,13 +36,13 @@ def _answer(family: world.Family, subject: str, value: str) -> str:
 
 
 def _forms(subject: str, value: str) -> dict[str, str]:
-    article = _with_article(subject)
+    article = with_article(subject)
     return {
         "a": subject,
         "b": value,
         "A": _capital(subject),
         "na": article,
-        "nb": _with_article(value),
+        "nb": with_article(value),
         "NA": _capital(article),
     }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from . import prompts, words
 from .relations import Statement, Story, make_text, statement
-from .source import Family, Message, Sample, Source, marked
+from .source import Family, Message, Sample, Source, marked, unmarked
 
 
 def _layout(source: Source) -> tuple[str | None, str | None]:
@@ -56,7 +56,7 @@ def reading(source: Source) -> Family:
     source.random.shuffle(told)
     # Only a text that comes before its question is shared.
     shared = "{text}" not in user or user.index("{text}") < user.index("{question}")
-    for _ in range(5 if shared else 2):
+    for _ in range(7 if shared else 2):
         if source.chance(0.2):
             asked, answer, skill = not_told(source, story), marked(prompts.NOT_TOLD), "ctx_no"
         else:
@@ -85,7 +85,7 @@ def refine(source: Source) -> Family:
         user = prompt.format(
             text=dressed(source, story.text),
             question=asked.question(source),
-            answer=before.replace("\x02", "").replace("\x03", ""),
+            answer=unmarked(before),
         )
         family.append(Sample([("user", user), ("assistant", after)], "refine"))
     return family

@@ -7,8 +7,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 from . import words
-from .source import Source, marked
+from .source import MARK, UNMARK, Source, marked
 from .words import listed
+
+
+# What may stand before a question.
+_FRAMES = (
+    *[""] * 22, "Please answer: ", "Tell me: ", "Quick question: ", "I want to know: ", "Can you answer this? ",
+    "My question is: ", "Hi! ", "One more thing: ", "Ok. ",
+)  # fmt: skip
 
 
 class Relation(NamedTuple):
@@ -39,11 +46,11 @@ class Statement(NamedTuple):
         """The sentence with the name of its subject; what tells it from other answers is marked."""
         before, _, after = self.wording.partition("{s}")
         said = f"{marked(before) if before else ''}{self.subject.name}{marked(after)}"
-        return said.replace("{v}", self.value)
+        return said.replace("{v}", UNMARK + marked(self.value) + MARK)
 
     def question(self, source: Source) -> str:
-        key = self.relation.sentences[0]
-        return source.wording(self.relation.questions, key).format(s=self.subject.name)
+        asked = source.framed(_FRAMES, self.relation.questions, self.relation.sentences[0])
+        return asked.format(s=self.subject.name)
 
     def follow_up(self) -> str:
         p, o = self.subject.pronouns

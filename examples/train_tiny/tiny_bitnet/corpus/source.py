@@ -95,6 +95,18 @@ class Source:
             allowed = [w for w in options[1:] if held_out(f"wording|{key}|{w}")] or list(options)
         return self.choice(allowed)
 
+    def framed(self, frames: Sequence[str], wordings: Sequence[str], key: str) -> str:
+        """A wording of this split behind one of `frames`: held out are pairs, so that no word goes untaught.
+
+        The first wording alone is always in training.
+        """
+        for _ in range(100):
+            frame, wording = self.choice(frames), self.choice(wordings)
+            always = not frame and wording == wordings[0]
+            if self.split == "train" if always else self.allows(f"wording|{key}|{frame}|{wording}"):
+                return frame + wording
+        return wordings[0]
+
     # entities
 
     def word(self, low: int = 1, high: int = 3) -> str:

@@ -37,6 +37,7 @@ _NUMBERS = listed("amount price weight temperature value rate distance")
 
 class Tool(NamedTuple):
     name: str
+    purpose: str  # the same for two tools that do the same
     definition: dict[str, Any]  # as in the OpenAI API
     ask: Callable[[Source], tuple[str, Arguments]]  # a request and the arguments of the call
 
@@ -130,7 +131,7 @@ def _everyday(source: Source) -> Tool:
         asked = source.wording(function.requests, function.names[0]).format(*values)
         return glossed(source, _polite(source, asked), named), named
 
-    return Tool(name, described, ask)
+    return Tool(name, function.names[0], described, ask)
 
 
 _BEFORE = ("Hi! ", "Hello, ", "Can you help me? ", "Ok. ", "And now: ", "Hey, ", "Next: ")
@@ -168,7 +169,9 @@ def _ask_by_name(source: Source, name: str, types: Mapping[str, str]) -> tuple[s
 
 def _asked_by_name(source: Source, name: str, values: Arguments) -> str:
     said = spoken(name)
-    title, topic = said.capitalize(), said.split()[-1]
+    title = said.capitalize()
+    # Of "weather function" the word that tells.
+    topic = [word for word in said.split() if word not in ("function", "tool")][-1]
     if not values:
         forms = (title, f"Please {said}.", f"What is the value of {name}()? Use the tool.", f"Call {name}.",
                  f"Can you {said}?", f"Use {name}.")  # fmt: skip
@@ -217,15 +220,56 @@ def _by_name(source: Source) -> Tool:
     )
     if types and source.chance(0.3):
         description += f" {source.choice(('by', 'with', 'for', 'using'))} {' and '.join(types)}"
-    return Tool(
-        name, definition(source, name, description, types), lambda source: _ask_by_name(source, name, types)
-    )
+    described = definition(source, name, description, types)
+    return Tool(name, name, described, lambda source: _ask_by_name(source, name, types))
+
+
+_ABOUT = (
+    "Get the {t} of something.", "Find a {t}.", "{t} lookup", "Returns the {t}", "Everything about the {t}",
+    "Search in the {t}.", "Use this for the {t}.", "Changes the {t}.", "Handles a {t} for the user.",
+)  # fmt: skip
+_ABOUT_ONE = (
+    "Give me the {t} for {0}.", "Do you have a {t} for {0}?", "{t} {0}", "Search the {t} for {0}",
+    "What is the {t} of {0}?", "Tell me the {t} of {0}", "Is there a {t} in {0}?", "Look up the {t} {0}.",
+    "How many {t}s are there in {0}?", "I need a {t} for {0}.", "Put {0} into the {t}.", "Cancel the {t} {0}.",
+    "Make the {t} {0}", "Do we have {0} in the {t}?", "Which {t} belongs to {0}?", "{0}: which {t}?",
+    "Please remove {0} from my {t}.", "Search for {t}s with {0}", "Change the {t} to {0}",
+)  # fmt: skip
+_ABOUT_TWO = (
+    "Add {0} to my {t} for {1}.", "I have {0} at {1}, put it into the {t}.", "{t} from {0} to {1}?",
+    "Send the {t} {0} to {1}.", "{0} gets the {t} {1}.", "Give {0} a {t} of {1}.", "{t} {0} with {1}",
+    "Which {t}s go from {0} to {1}?", "Please send {0} the {t}, {1}.", "Write {1} to {0} in the {t}.",
+    "Create the {t} {0} on {1}.", 'Send {0} the {t} "{1}".', "Tell {0} about the {t}: {1}",
+)  # fmt: skip
+
+
+def _by_description(source: Source) -> Tool:
+    """One word, known or not, is shared by the description and the request; the name may be any."""
+    topic = source.weighted((lambda: source.choice(_TOPICS), source.pick_noun, source.word), (3, 3, 4))()
+    name = _random_name(source)
+    if source.chance(0.4):
+        name = source.choice((f"{source.choice(_VERBS)}_{topic}", f"{topic}_{source.choice(_VERBS)}", topic))
+    wanted = source.integer(1, 2)
+    types: dict[str, str] = {}
+    while len(types) < wanted:
+        kind = source.weighted(("string", "integer"), (4, 1))
+        types[source.choice(_STRINGS if kind == "string" else _INTEGERS)] = kind
+    described = definition(source, name, source.choice(_ABOUT).format(t=topic), types)
+
+    def ask(source: Source) -> tuple[str, Arguments]:
+        values: Arguments = {argument: value_of(source, kind, argument) for argument, kind in types.items()}
+        forms = _ABOUT_ONE if wanted == 1 else _ABOUT_TWO
+        asked = source.wording(forms, "about").format(*values.values(), t=topic)
+        return glossed(source, _polite(source, asked[0].upper() + asked[1:]), values), values
+
+    return Tool(name, topic, described, ask)
 
 
 def make_tools(source: Source, count: int) -> list[Tool]:
-    """So many tools of different names and parameters."""
-    found: dict[str, Tool] = {}
+    """So many tools of different names and purposes."""
+    found: list[Tool] = []
     while len(found) < count:
-        tool = _everyday(source) if source.chance(0.55) else _by_name(source)
-        found.setdefault(tool.name, tool)
-    return list(found.values())
+        tool = source.weighted((_everyday, _by_description, _by_name), (50, 25, 25))(source)
+        if not any(tool.name == other.name or tool.purpose == other.purpose for other in found):
+            found.append(tool)
+    return found
