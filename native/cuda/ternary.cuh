@@ -46,10 +46,12 @@ struct Product {
     const uint4* tiles;
     int rows, n_tiles;
     float scale;
-    float* y;  // [n_tokens][rows]
+    const float* input_norm;  // of its operand: weights, or null
+    int operand;              // which it multiplies; they lie one behind the other, n_tokens rows each
+    float* y;                 // [n_tokens][rows]
 };
 
-// Up to three matrices of one width, multiplied in one launch.
+// Up to three matrices of one width, multiplied in one launch. Without norms of their own they share an operand.
 struct Products {
     Product p[3];
     int n_chunks;
@@ -67,6 +69,14 @@ BITNET_DEVICE Product product_of(const Products& products, int& index, int tiles
     return product;
 }
 
+BITNET_DEVICE Operand operand_of(const Product& product, Operand operands, int n_tokens) {
+    const size_t rows = static_cast<size_t>(product.operand) * n_tokens;
+    operands.values += rows * operands.stride;
+    operands.scales += rows;
+    operands.sums += rows;
+    return operands;
+}
+
 BITNET_DEVICE void write_product(const Product& product, const Operand& x, int row, int token, int sum) {
     product.y[static_cast<size_t>(token) * product.rows + row] =
         static_cast<float>(sum - x.sums[token]) * (product.scale * x.scales[token]);
@@ -77,12 +87,13 @@ constexpr int kFewThreads = 256;
 // Few tokens, up to 8 kTiles: weights stream past once. `split` warps (a power of two) share a row tile, each taking every
 // split-th chunk. grid: row tiles / (8 / split), groups of 8 kTiles tokens. Shared memory: 4 KiB * kTiles.
 template <int kTiles>
-BITNET_KERNEL(kFewThreads) multiply_few(Products products, Operand x, int n_tokens, int split) {
+BITNET_KERNEL(kFewThreads) multiply_few(Products products, Operand operands, int n_tokens, int split) {
     constexpr int kAhead = 4;  // chunks whose weights are on their way at once
     const int warp = static_cast<int>(threadIdx.x) / kWarp, lane = static_cast<int>(threadIdx.x) % kWarp, g = lane / 4, t = lane % 4;
     const int tiles_per_block = kFewThreads / kWarp / split;
     int group = static_cast<int>(blockIdx.x);
     const Product product = product_of(products, group, tiles_per_block);
+    const Operand x = operand_of(product, operands, n_tokens);
     const int tile = group * tiles_per_block + warp / split, first_token = static_cast<int>(blockIdx.y) * 8 * kTiles;
     const bool inside = tile < product.n_tiles;
     const uint4* weights = product.tiles + static_cast<size_t>(inside ? tile : 0) * products.n_chunks * kWarp + lane;
@@ -164,8 +175,10 @@ BITNET_KERNEL(kFewThreads) multiply_one(Products products, RowSource source, Nor
     int* parts = reinterpret_cast<int*>(scale + 4);  // [warp 8][row 16]
     int8_t* values = reinterpret_cast<int8_t*>(parts + kFewThreads / kWarp * kTileRows);
     const Operand x{values, static_cast<size_t>(products.n_chunks) * kChunk, scale, reinterpret_cast<int*>(scale + 1), false};
-    fill_row(row, source, norm.n, 0, blockIdx.x == 0);
-    normalise_and_quantise(row, norm, x, 0, not_finite);
+    fill_row(row, source, norm, 0, blockIdx.x == 0);
+    normalise(row, norm);
+    normalise(row, {product.input_norm, norm.n, norm.eps});
+    quantise(row, norm.n, x, 0, not_finite);
     __syncthreads();
 
     int sums[4] = {0, 0, 0, 0};
@@ -209,11 +222,12 @@ constexpr int kStageBytes = kManyTiles * kTileBytes + kTokens * kOperandPitch;  
 // Many tokens: blocks of 128 rows x kTokens, chunks in a ring of kStages. 8 warps, each 32 rows x kTokens / 2.
 // grid: blocks of rows, blocks of tokens. Shared memory: kStages * kStageBytes<kTokens>.
 template <int kTokens, int kStages>
-BITNET_KERNEL_BLOCKS(kManyThreads, 2) multiply_many(Products products, Operand x, int n_tokens) {
+BITNET_KERNEL_BLOCKS(kManyThreads, 2) multiply_many(Products products, Operand operands, int n_tokens) {
     constexpr int kColumns = kTokens / 16;  // tiles of 8 tokens of a warp
     const int thread = static_cast<int>(threadIdx.x), warp = thread / kWarp, lane = thread % kWarp, g = lane / 4, t = lane % 4;
     int row_block = static_cast<int>(blockIdx.x);
     const Product product = product_of(products, row_block, kManyTiles);
+    const Operand x = operand_of(product, operands, n_tokens);
     const int first_tile = row_block * kManyTiles, first_token = static_cast<int>(blockIdx.y) * kTokens, n_chunks = products.n_chunks;
 
     // What lies beyond the last row or token is loaded as the last one, and never written.
