@@ -178,15 +178,8 @@ private:
         can_tile_ = group_ <= kTileQueries && m_.head_dim <= 256 && attend_tile_shared_bytes(m_.head_dim, options_.kv_q8_0) <= processors_.shared_bytes;
 
         for (int i = 0; i < m_.n_layers; i++) {
-            const BitnetGpuLayer& layer = m_.layers[i];
-            uint64_t bytes = sizeof(float) * (hidden * (2u + (layer.post_attn_norm ? 1u : 0u) + (layer.post_ffn_norm ? 1u : 0u)) +
-                                              head_dim * ((layer.q_head_norm ? 1u : 0u) + (layer.k_head_norm ? 1u : 0u)));
-            for (const auto& group : projections(layer)) {
-                for (const BitnetGpuProjection* p : group)
-                    bytes += tile_bytes(p->w.rows, p->w.cols) + (p->input_norm ? sizeof(float) * static_cast<size_t>(p->w.cols) : 0);
-                n_operands_ = std::max(n_operands_, static_cast<size_t>(operand_count(group)));
-            }
-            plan_.layer = std::max(plan_.layer, bytes);  // layers differ at most in norms
+            plan_.layer = std::max(plan_.layer, layer_bytes(m_.layers[i]));  // layers differ at most in norms
+            for (const Group& group : groups(m_.layers[i])) n_operands_ = std::max(n_operands_, operand_count(group));
         }
         plan_.kv_layer = static_cast<uint64_t>(m_.n_kv_heads) * 2 * part_bytes_ * static_cast<uint64_t>(options_.n_blocks);
         if (has_head_) {
@@ -220,16 +213,28 @@ private:
         throw Failure{BITNET_GPU_OUT_OF_MEMORY, message};
     }
 
-    // Those that are multiplied together.
+    // Projections of the same input, which are computed together.
     using Group = std::vector<const BitnetGpuProjection*>;
-    static std::array<Group, 4> projections(const BitnetGpuLayer& layer) {
+    static std::array<Group, 4> groups(const BitnetGpuLayer& layer) {
         return {Group{&layer.q, &layer.k, &layer.v}, {&layer.o}, {&layer.gate, &layer.up}, {&layer.down}};
     }
 
-    // If any has a norm of its own, each has an operand of its own.
-    static int operand_count(const Group& group) {
-        const bool own = std::any_of(group.begin(), group.end(), [](const BitnetGpuProjection* p) { return p->input_norm; });
-        return own ? static_cast<int>(group.size()) : 1;
+    // Where any has a norm of its own, each has an operand of its own.
+    static size_t operand_count(const Group& group) {
+        return std::any_of(group.begin(), group.end(), [](const BitnetGpuProjection* p) { return p->input_norm; }) ? group.size() : 1;
+    }
+
+    uint64_t layer_bytes(const BitnetGpuLayer& layer) const {
+        size_t bytes = 0;
+        const auto add = [&bytes](const float* norm, int n) { bytes += norm ? sizeof(float) * static_cast<size_t>(n) : 0; };
+        for (const float* norm : {layer.attn_norm, layer.ffn_norm, layer.post_attn_norm, layer.post_ffn_norm}) add(norm, m_.hidden_size);
+        for (const float* norm : {layer.q_head_norm, layer.k_head_norm}) add(norm, m_.head_dim);
+        for (const Group& group : groups(layer))
+            for (const BitnetGpuProjection* p : group) {
+                bytes += tile_bytes(p->w.rows, p->w.cols);
+                add(p->input_norm, p->w.cols);
+            }
+        return bytes;
     }
 
     void allocate() {
@@ -300,29 +305,29 @@ private:
     void upload() {
         size_t most = 0;
         const size_t hidden = static_cast<size_t>(m_.hidden_size), head_dim = static_cast<size_t>(m_.head_dim);
-        for (const auto& group : projections(m_.layers[0]))
+        for (const Group& group : groups(m_.layers[0]))
             for (const BitnetGpuProjection* p : group) most = std::max(most, panel_bytes(p->w));
         const Buffer panels(most, "weights on their way");
         const auto norm = [&](const float* values, size_t n) { return send(values, n, "norms"); };
         const auto products = [&](const Group& group) {
             Products all{};
-            const int n_operands = operand_count(group), cols = group[0]->w.cols;
-            all.n_chunks = (cols + kChunk - 1) / kChunk;
+            all.n_chunks = (group[0]->w.cols + kChunk - 1) / kChunk;
+            all.n_operands = static_cast<int>(operand_count(group));
             for (size_t i = 0; i < group.size(); i++) {
                 const BitnetGpuMatrix& w = group[i]->w;
                 weights_.emplace_back(tile_bytes(w.rows, w.cols), "weights");
                 all.p[i] = send_matrix(stream_, w, panels, weights_.back());
-                all.p[i].input_norm = norm(group[i]->input_norm, static_cast<size_t>(cols));
-                all.p[i].operand = n_operands > 1 ? static_cast<int>(i) : 0;
+                all.p[i].input_norm = norm(group[i]->input_norm, static_cast<size_t>(w.cols));
+                all.p[i].operand = all.n_operands > 1 ? static_cast<int>(i) : 0;
             }
             return all;
         };
         for (int i = 0; i < m_.n_layers; i++) {
             const BitnetGpuLayer& layer = m_.layers[i];
-            const auto groups = projections(layer);
+            const auto of = groups(layer);
             layers_.push_back({norm(layer.attn_norm, hidden), norm(layer.ffn_norm, hidden), norm(layer.post_attn_norm, hidden), norm(layer.post_ffn_norm, hidden),
                                {norm(layer.q_head_norm, head_dim), norm(layer.k_head_norm, head_dim), m_.norm_eps},
-                               products(groups[0]), products(groups[1]), products(groups[2]), products(groups[3])});
+                               products(of[0]), products(of[1]), products(of[2]), products(of[3])});
         }
         output_norm_ = norm(m_.output_norm, hidden);
         if (!has_head_) return;
@@ -463,11 +468,9 @@ private:
             return;
         }
         const Operand x = operand(norm.n);
-        const InputNorms own{{products.p[0].input_norm, products.p[1].input_norm, products.p[2].input_norm}};
-        unsigned n_operands = 1;
-        for (const Product& product : products.p) n_operands = std::max(n_operands, static_cast<unsigned>(product.operand) + 1);
-        launch(stream_, norm_quantise, dim3(static_cast<unsigned>(n_tokens), n_operands), kRowThreads, row_shared(), source, norm, own, x, spare_.as<float>(),
-               flag_.as<int>());
+        const InputNorms own{products.p[0].input_norm, products.p[1].input_norm, products.p[2].input_norm};
+        launch(stream_, norm_quantise, dim3(static_cast<unsigned>(n_tokens), static_cast<unsigned>(products.n_operands)), kRowThreads, row_shared(), source,
+               norm, own, x, spare_.as<float>(), flag_.as<int>());
         launch_products(stream_, processors_, products, x, n_tokens);
     }
 

@@ -153,7 +153,9 @@ BITNET_DEVICE void fill_row(float* row, const RowSource& source, const Norm& nor
 
 // The norms that products of the same row have for themselves: weights, or null.
 struct InputNorms {
-    const float* weights[3];
+    const float *first, *second, *third;
+
+    BITNET_DEVICE const float* of(unsigned operand) const { return operand == 0 ? first : operand == 1 ? second : third; }
 };
 
 // Operand j = quantise(own norm j(norm(source))), row by row. grid: tokens, operands. A block makes the row for itself.
@@ -161,7 +163,7 @@ BITNET_KERNEL(kRowThreads) norm_quantise(RowSource source, Norm norm, InputNorms
     float* row = row_buffer(spare, norm.n);
     fill_row(row, source, norm, static_cast<int>(blockIdx.x), blockIdx.y == 0);
     normalise(row, norm);
-    normalise(row, {own.weights[blockIdx.y], norm.n, norm.eps});
+    normalise(row, {own.of(blockIdx.y), norm.n, norm.eps});
     quantise(row, norm.n, out, block_index(), not_finite);
 }
 

@@ -54,7 +54,7 @@ struct Product {
 // Up to three matrices of one width, multiplied in one launch. Without norms of their own they share an operand.
 struct Products {
     Product p[3];
-    int n_chunks;
+    int n_chunks, n_operands;
 };
 
 // The product that row tile (or block of `tiles_per_block` row tiles) `index` of all products falls into; `index` becomes its own.
@@ -69,17 +69,10 @@ BITNET_DEVICE Product product_of(const Products& products, int& index, int tiles
     return product;
 }
 
-BITNET_DEVICE Operand operand_of(const Product& product, Operand operands, int n_tokens) {
-    const size_t rows = static_cast<size_t>(product.operand) * n_tokens;
-    operands.values += rows * operands.stride;
-    operands.scales += rows;
-    operands.sums += rows;
-    return operands;
-}
-
-BITNET_DEVICE void write_product(const Product& product, const Operand& x, int row, int token, int sum) {
+// `x_row`: the operand's row, which is the token where all products share one.
+BITNET_DEVICE void write_product(const Product& product, const Operand& x, int row, int token, int x_row, int sum) {
     product.y[static_cast<size_t>(token) * product.rows + row] =
-        static_cast<float>(sum - x.sums[token]) * (product.scale * x.scales[token]);
+        static_cast<float>(sum - x.sums[x_row]) * (product.scale * x.scales[x_row]);
 }
 
 constexpr int kFewThreads = 256;
@@ -87,13 +80,13 @@ constexpr int kFewThreads = 256;
 // Few tokens, up to 8 kTiles: weights stream past once. `split` warps (a power of two) share a row tile, each taking every
 // split-th chunk. grid: row tiles / (8 / split), groups of 8 kTiles tokens. Shared memory: 4 KiB * kTiles.
 template <int kTiles>
-BITNET_KERNEL(kFewThreads) multiply_few(Products products, Operand operands, int n_tokens, int split) {
+BITNET_KERNEL(kFewThreads) multiply_few(Products products, Operand x, int n_tokens, int split) {
     constexpr int kAhead = 4;  // chunks whose weights are on their way at once
     const int warp = static_cast<int>(threadIdx.x) / kWarp, lane = static_cast<int>(threadIdx.x) % kWarp, g = lane / 4, t = lane % 4;
     const int tiles_per_block = kFewThreads / kWarp / split;
     int group = static_cast<int>(blockIdx.x);
     const Product product = product_of(products, group, tiles_per_block);
-    const Operand x = operand_of(product, operands, n_tokens);
+    const int first_row = product.operand * n_tokens;
     const int tile = group * tiles_per_block + warp / split, first_token = static_cast<int>(blockIdx.y) * 8 * kTiles;
     const bool inside = tile < product.n_tiles;
     const uint4* weights = product.tiles + static_cast<size_t>(inside ? tile : 0) * products.n_chunks * kWarp + lane;
@@ -116,7 +109,7 @@ BITNET_KERNEL(kFewThreads) multiply_few(Products products, Operand operands, int
                 uint4 low = make_uint4(0, 0, 0, 0), high = low;
                 if (token < n_tokens) {
                     const uint4* values =
-                        reinterpret_cast<const uint4*>(x.values + static_cast<size_t>(token) * x.stride + chunk * kChunk + t * 32);
+                        reinterpret_cast<const uint4*>(x.values + static_cast<size_t>(first_row + token) * x.stride + chunk * kChunk + t * 32);
                     low = values[0];
                     high = values[1];
                 }
@@ -142,7 +135,7 @@ BITNET_KERNEL(kFewThreads) multiply_few(Products products, Operand operands, int
         if (row >= product.rows || token >= n_tokens) continue;
         int sum = 0;
         for (int s = 0; s < split; s++) sum += parts[(own_tile * split + s) * 8 * kTiles * kTileRows + within];
-        write_product(product, x, row, token, sum);
+        write_product(product, x, row, token, first_row + token, sum);
     }
 }
 
@@ -209,7 +202,7 @@ BITNET_KERNEL(kFewThreads) multiply_one(Products products, RowSource source, Nor
         if (row_index >= product.rows) continue;
         int sum = 0;
         for (int s = 0; s < split; s++) sum += parts[(i / kTileRows * split + s) * kTileRows + i % kTileRows];
-        write_product(product, x, row_index, 0, sum);
+        write_product(product, x, row_index, 0, 0, sum);
     }
 }
 
@@ -222,12 +215,12 @@ constexpr int kStageBytes = kManyTiles * kTileBytes + kTokens * kOperandPitch;  
 // Many tokens: blocks of 128 rows x kTokens, chunks in a ring of kStages. 8 warps, each 32 rows x kTokens / 2.
 // grid: blocks of rows, blocks of tokens. Shared memory: kStages * kStageBytes<kTokens>.
 template <int kTokens, int kStages>
-BITNET_KERNEL_BLOCKS(kManyThreads, 2) multiply_many(Products products, Operand operands, int n_tokens) {
+BITNET_KERNEL_BLOCKS(kManyThreads, 2) multiply_many(Products products, Operand x, int n_tokens) {
     constexpr int kColumns = kTokens / 16;  // tiles of 8 tokens of a warp
     const int thread = static_cast<int>(threadIdx.x), warp = thread / kWarp, lane = thread % kWarp, g = lane / 4, t = lane % 4;
     int row_block = static_cast<int>(blockIdx.x);
     const Product product = product_of(products, row_block, kManyTiles);
-    const Operand x = operand_of(product, operands, n_tokens);
+    const int first_row = product.operand * n_tokens;
     const int first_tile = row_block * kManyTiles, first_token = static_cast<int>(blockIdx.y) * kTokens, n_chunks = products.n_chunks;
 
     // What lies beyond the last row or token is loaded as the last one, and never written.
@@ -239,7 +232,7 @@ BITNET_KERNEL_BLOCKS(kManyThreads, 2) multiply_many(Products products, Operand o
             const int piece = thread + i * kManyThreads, row = piece / 8;
             const int token = first_token + row < n_tokens ? first_token + row : n_tokens - 1;
             copy_async(stage + kManyTiles * kTileBytes + row * kOperandPitch + piece % 8 * 16,
-                       x.values + static_cast<size_t>(token) * x.stride + chunk * kChunk + piece % 8 * 16);
+                       x.values + static_cast<size_t>(first_row + token) * x.stride + chunk * kChunk + piece % 8 * 16);
         }
     };
 
@@ -282,7 +275,7 @@ BITNET_KERNEL_BLOCKS(kManyThreads, 2) multiply_many(Products products, Operand o
             BITNET_UNROLL for (int j = 0; j < 4; j++) {
                 const int row = (first_tile + warp % 4 * 2 + m) * kTileRows + g + 8 * (j / 2);
                 const int token = first_token + warp / 4 * (kTokens / 2) + n * 8 + 2 * t + j % 2;
-                if (row < product.rows && token < n_tokens) write_product(product, x, row, token, sums[m][n][j]);
+                if (row < product.rows && token < n_tokens) write_product(product, x, row, token, first_row + token, sums[m][n][j]);
             }
 }
 
