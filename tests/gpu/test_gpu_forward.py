@@ -83,13 +83,11 @@ def test_low_vram_and_some_layers(emulated: str, models_folder: Path, case: str,
         assert pair.gpu.n_gpu_layers == min(options.get("n_layers", 2), 2)
 
 
-SHAPES_OF_HEADS = [(9, 3, 40), (7, 1, 72), (6, 6, 256), (5, 5, 2), (3, 1, 6), (4, 2, 10), (3, 3, 34), (40, 1, 14)]
-
-
 @pytest.mark.parametrize("kv_type", ["f16", "q8_0"])
 def test_more_heads_for_each_kv_head(emulated: str, models_folder: Path, kv_type: str) -> None:
     """Odd numbers of heads, queries that do not fill a tile, and contexts of several blocks."""
-    for n_heads, n_kv_heads, head_dim in SHAPES_OF_HEADS:
+    wide, narrow = [(9, 3, 40), (7, 1, 72), (6, 6, 256)], [(5, 5, 2), (3, 1, 6), (4, 2, 10), (3, 3, 34)]
+    for n_heads, n_kv_heads, head_dim in [*wide, *narrow, (40, 1, 14)]:
         spec = ModelSpec(
             "llama",
             n_layers=1,
@@ -117,7 +115,8 @@ def test_small_heads_with_norms(emulated: str, models_folder: Path, architecture
 
 def test_norms_of_only_some_projections(emulated: str, models_folder: Path) -> None:
     """Products of the same input, of which some have a norm for themselves; layers differ."""
-    model = random_model(ModelSpec("gemma3", n_layers=4, hidden_size=96, n_heads=3, n_kv_heads=3, head_dim=32))
+    spec = ModelSpec("gemma3", n_layers=4, hidden_size=96, n_heads=3, n_kv_heads=3, head_dim=32)
+    model = random_model(spec)
     kept = {
         "blk.0": ("attn_k", "ffn_gate"),
         "blk.1": ("attn_q", "attn_v", "ffn_up"),
