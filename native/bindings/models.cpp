@@ -2,6 +2,7 @@
 #include "bindings/bindings.h"
 
 #include <atomic>
+#include <cmath>
 #include <cstring>
 
 #include "gguf/gguf_file.h"
