@@ -127,10 +127,8 @@ nb::ndarray<nb::numpy, float, nb::ndim<2>> embedding_rows(const Model& model, To
     nb::gil_scoped_release release;
     const DenseRows& rows = model.embedding();
     for (size_t i = 0; i < count; i++) decode_row(rows.type, rows.row(token_ids.data()[i]), size, data + i * size);
-    if (model.architecture().scaled_embedding) {
-        const float scale = std::sqrt(static_cast<float>(size));
+    if (const float scale = model.embedding_scale(); scale != 1)
         for (size_t i = 0; i < count * size; i++) data[i] *= scale;
-    }
     return array;
 }
 

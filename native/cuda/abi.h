@@ -5,7 +5,7 @@
 #include <stdint.h>
 
 // Raise with every change of what follows: a library of another version is refused.
-#define BITNET_GPU_ABI 1
+#define BITNET_GPU_ABI 2
 
 #ifdef __cplusplus
 extern "C" {
@@ -35,9 +35,24 @@ struct BitnetGpuMatrix {
     float scale;
 };
 
+// A linear map, and the RMSNorm [cols] of its input that only it has, or null.
+struct BitnetGpuProjection {
+    BitnetGpuMatrix w;
+    const float* input_norm;
+};
+
+// As LayerWeights in model/model.h.
 struct BitnetGpuLayer {
-    const float *attn_norm, *attn_sub_norm, *ffn_norm, *ffn_sub_norm;  // the sub norms may be null
-    BitnetGpuMatrix q, k, v, o, gate, up, down;
+    const float *attn_norm, *ffn_norm;            // [hidden]
+    const float *q_head_norm, *k_head_norm;       // [head_dim], or null
+    const float *post_attn_norm, *post_ffn_norm;  // [hidden], or null
+    BitnetGpuProjection q, k, v, o, gate, up, down;
+};
+
+enum BitnetGpuActivation {
+    BITNET_GPU_RELU2 = 1,      // max(gate, 0)^2 * up
+    BITNET_GPU_SILU = 2,       // gate / (1 + exp(-gate)) * up
+    BITNET_GPU_GELU_TANH = 3,  // gate / (1 + exp(-2 sqrt(2 / pi) (gate + 0.044715 gate^3))) * up
 };
 
 struct BitnetGpuRows {
@@ -50,8 +65,9 @@ struct BitnetGpuModel {
     int32_t n_layers;          // those to be computed here, from the first one on
     int32_t is_whole;          // these are all layers: the final norm is computed here, too
     int32_t hidden_size, ffn_size, n_heads, n_kv_heads, head_dim, n_rot, vocab_size;
-    int32_t silu;              // the activation: 0 = max(gate, 0)^2 * up, 1 = gate / (1 + exp(-gate)) * up
+    int32_t activation;        // a BitnetGpuActivation
     float norm_eps;
+    float embedding_scale;     // embedded tokens are multiplied with it
     const BitnetGpuLayer* layers;
     const float* output_norm;
     // Embedding and head, the same data if they are tied; null data: both are the caller's business.
@@ -79,7 +95,7 @@ struct BitnetGpuMemory {       // bytes on the device, unless said otherwise
 struct BitnetGpuStep {
     int32_t n_tokens;
     const int32_t* tokens;
-    const float* x;            // [n_tokens][hidden] embedded tokens; null: they are embedded here
+    const float* x;            // [n_tokens][hidden] embedded tokens, scaled; null: they are embedded here
     const float* rope;         // [n_tokens][2][n_rot/2] cos, sin of each token's position
     int32_t n_slices;
     const int32_t *starts, *lengths;

@@ -141,10 +141,13 @@ struct QueryTile {
     int first_token, n_tokens;
 };
 
+// Floats between queries in shared memory, which are read four at a time.
+BITNET_BOTH constexpr int query_pitch(int head_dim) { return (head_dim + 3) / 4 * 4; }
+
 constexpr size_t attend_tile_shared_bytes(int head_dim, bool q8_0) {
-    const size_t width = static_cast<size_t>(head_dim), groups = (width + kKvGroup - 1) / kKvGroup;
+    const size_t width = static_cast<size_t>(head_dim), pitch = static_cast<size_t>(query_pitch(head_dim)), groups = (width + kKvGroup - 1) / kKvGroup;
     const size_t part = q8_0 ? kKvBlock * (width + 2 * groups) : kKvBlock * width * 2;
-    return 2 * part + sizeof(float) * (kTileQueries * width + kTileQueries * kKvBlock);
+    return 2 * part + sizeof(float) * (kTileQueries * pitch + kTileQueries * kKvBlock);
 }
 
 // head_dim up to 32 kDims. A block of keys and values is brought to shared memory once for 32 queries. grid: KV heads, tiles.
@@ -152,19 +155,19 @@ template <int kDims>
 BITNET_KERNEL(kTileThreads) attend_tile(Attention a, StepTokens step, KvLayer kv, const QueryTile* tiles) {
     const QueryTile tile = tiles[blockIdx.y];
     const int kv_head = static_cast<int>(blockIdx.x), thread = static_cast<int>(threadIdx.x), warp = thread / kWarp, lane = thread % kWarp;
-    const int head_dim = kv.head_dim, group = a.n_heads / kv.n_kv_heads, n_queries = tile.n_tokens * group;
+    const int head_dim = kv.head_dim, pitch = query_pitch(head_dim), group = a.n_heads / kv.n_kv_heads, n_queries = tile.n_tokens * group;
     const int first_position = step.positions[tile.first_token], last_position = first_position + tile.n_tokens - 1;
     const int* table = step.tables + step.table_starts[tile.first_token];
 
     unsigned char* keys = shared_memory();
     unsigned char* values = keys + kv.part_bytes;
-    float* queries = reinterpret_cast<float*>(values + kv.part_bytes);         // [32][head_dim]
-    float* weights = queries + kTileQueries * head_dim + warp * kWarpQueries * kKvBlock;  // [8][32] of this warp
+    float* queries = reinterpret_cast<float*>(values + kv.part_bytes);         // [32][pitch]
+    float* weights = queries + kTileQueries * pitch + warp * kWarpQueries * kKvBlock;  // [8][32] of this warp
 
     const auto row_of = [&](int j) {
         return (static_cast<size_t>(tile.first_token + j / group) * a.n_heads + kv_head * group + j % group) * head_dim;
     };
-    for (int i = thread; i < n_queries * head_dim; i += kTileThreads) queries[i] = a.q[row_of(i / head_dim) + i % head_dim];
+    for (int i = thread; i < n_queries * head_dim; i += kTileThreads) queries[i / head_dim * pitch + i % head_dim] = a.q[row_of(i / head_dim) + i % head_dim];
 
     float max[kWarpQueries], sum[kWarpQueries], acc[kWarpQueries][kDims];
     BITNET_UNROLL for (int i = 0; i < kWarpQueries; i++) {
@@ -173,7 +176,7 @@ BITNET_KERNEL(kTileThreads) attend_tile(Attention a, StepTokens step, KvLayer kv
         BITNET_UNROLL for (int c = 0; c < kDims; c++) acc[i][c] = 0;
     }
     const int first_query = warp * kWarpQueries;
-    const float* own = queries + first_query * head_dim;
+    const float* own = queries + first_query * pitch;
 
     for (int b = 0; b <= last_position / kKvBlock; b++) {
         __syncthreads();
@@ -191,20 +194,25 @@ BITNET_KERNEL(kTileThreads) attend_tile(Attention a, StepTokens step, KvLayer kv
                 BITNET_UNROLL for (int i = 0; i < kWarpQueries; i++) dot[i] = 0;
                 for (int d = from; d < to; d++) {
                     const float k = static_cast<float>(reinterpret_cast<const int8_t*>(keys)[d * kKvBlock + lane]);
-                    BITNET_UNROLL for (int i = 0; i < kWarpQueries; i++) dot[i] = fma_(own[i * head_dim + d], k, dot[i]);
+                    BITNET_UNROLL for (int i = 0; i < kWarpQueries; i++) dot[i] = fma_(own[i * pitch + d], k, dot[i]);
                 }
                 const float scale = half_to_float(scales[g * kKvBlock + lane]);
                 BITNET_UNROLL for (int i = 0; i < kWarpQueries; i++) score[i] = fma_(scale, dot[i], score[i]);
             }
         } else {
             const uint16_t* k = reinterpret_cast<const uint16_t*>(keys) + lane;
-            for (int d = 0; d < head_dim; d += 4) {  // head_dim is a multiple of 8
+            int d = 0;
+            for (; d + 4 <= head_dim; d += 4) {
                 const float k0 = half_to_float(k[d * kKvBlock]), k1 = half_to_float(k[(d + 1) * kKvBlock]);
                 const float k2 = half_to_float(k[(d + 2) * kKvBlock]), k3 = half_to_float(k[(d + 3) * kKvBlock]);
                 BITNET_UNROLL for (int i = 0; i < kWarpQueries; i++) {
-                    const float4 q = *reinterpret_cast<const float4*>(own + i * head_dim + d);
+                    const float4 q = *reinterpret_cast<const float4*>(own + i * pitch + d);
                     score[i] = fma_(q.w, k3, fma_(q.z, k2, fma_(q.y, k1, fma_(q.x, k0, score[i]))));
                 }
+            }
+            for (; d < head_dim; d++) {
+                const float k0 = half_to_float(k[d * kKvBlock]);
+                BITNET_UNROLL for (int i = 0; i < kWarpQueries; i++) score[i] = fma_(own[i * pitch + d], k0, score[i]);
             }
         }
 

@@ -135,7 +135,8 @@ public:
 
 private:
     struct LayerWeights {
-        const float *attn_norm, *attn_sub_norm, *ffn_norm, *ffn_sub_norm;
+        const float *attn_norm, *ffn_norm, *post_attn_norm, *post_ffn_norm;  // on the device; the last two may be null
+        HeadNorms head_norms;
         Products qkv, o, gate_up, down;
     };
 
@@ -174,10 +175,12 @@ private:
         part_bytes_ = options_.kv_q8_0 ? kKvBlock * (head_dim + 2 * ((head_dim + kKvGroup - 1) / kKvGroup)) : kKvBlock * head_dim * 2;
         block_bytes_ = static_cast<size_t>(m_.n_layers) * static_cast<size_t>(m_.n_kv_heads) * 2 * part_bytes_;
         spare_rows_ = sizeof(float) * (widest_ + kRowScratch) > processors_.shared_bytes;
-        can_tile_ = group_ <= kTileQueries && m_.head_dim <= 256 && m_.head_dim % 4 == 0 && attend_tile_shared_bytes(m_.head_dim, options_.kv_q8_0) <= processors_.shared_bytes;
+        can_tile_ = group_ <= kTileQueries && m_.head_dim <= 256 && attend_tile_shared_bytes(m_.head_dim, options_.kv_q8_0) <= processors_.shared_bytes;
 
-        for (const BitnetGpuMatrix* w : matrices(m_.layers[0])) plan_.layer += tile_bytes(w->rows, w->cols);
-        plan_.layer += sizeof(float) * (2 * hidden + (m_.layers[0].attn_sub_norm ? q : 0) + (m_.layers[0].ffn_sub_norm ? ffn : 0));
+        for (int i = 0; i < m_.n_layers; i++) {
+            plan_.layer = std::max(plan_.layer, layer_bytes(m_.layers[i]));  // layers differ at most in norms
+            for (const Group& group : groups(m_.layers[i])) n_operands_ = std::max(n_operands_, operand_count(group));
+        }
         plan_.kv_layer = static_cast<uint64_t>(m_.n_kv_heads) * 2 * part_bytes_ * static_cast<uint64_t>(options_.n_blocks);
         if (has_head_) {
             plan_.dense = m_.embedding.row_bytes * vocab + m_.head_stride * vocab + 3 * sizeof(float) * vocab;
@@ -185,8 +188,8 @@ private:
         }
         operand_stride_ = std::max(round_up(widest_, kChunk), has_head_ ? static_cast<size_t>(m_.head_stride) : 0);
         score_outputs_ = static_cast<size_t>(std::min(options_.max_batch_tokens, kScoreOutputs));
-        plan_.activations = tokens * (sizeof(float) * (4 * hidden + 2 * q + 2 * kv + 2 * ffn + 2) + operand_stride_ + 16);
-        if (spare_rows_) plan_.activations += tokens * sizeof(float) * widest_;
+        plan_.activations = tokens * (sizeof(float) * (4 * hidden + 2 * q + 2 * kv + 2 * ffn + 2 * n_operands_) + operand_stride_ * n_operands_ + 16);
+        if (spare_rows_) plan_.activations += tokens * n_operands_ * sizeof(float) * widest_;
         if (has_head_) plan_.activations += sizeof(float) * score_outputs_ * vocab;
         plan_.activations += tokens * sizeof(float) * static_cast<size_t>(m_.n_rot + 16);
     }
@@ -210,8 +213,28 @@ private:
         throw Failure{BITNET_GPU_OUT_OF_MEMORY, message};
     }
 
-    static std::array<const BitnetGpuMatrix*, 7> matrices(const BitnetGpuLayer& layer) {
-        return {&layer.q, &layer.k, &layer.v, &layer.o, &layer.gate, &layer.up, &layer.down};
+    // Projections of the same input, which are computed together.
+    using Group = std::vector<const BitnetGpuProjection*>;
+    static std::array<Group, 4> groups(const BitnetGpuLayer& layer) {
+        return {Group{&layer.q, &layer.k, &layer.v}, {&layer.o}, {&layer.gate, &layer.up}, {&layer.down}};
+    }
+
+    // Where any has a norm of its own, each has an operand of its own.
+    static size_t operand_count(const Group& group) {
+        return std::any_of(group.begin(), group.end(), [](const BitnetGpuProjection* p) { return p->input_norm; }) ? group.size() : 1;
+    }
+
+    uint64_t layer_bytes(const BitnetGpuLayer& layer) const {
+        size_t bytes = 0;
+        const auto add = [&bytes](const float* norm, int n) { bytes += norm ? sizeof(float) * static_cast<size_t>(n) : 0; };
+        for (const float* norm : {layer.attn_norm, layer.ffn_norm, layer.post_attn_norm, layer.post_ffn_norm}) add(norm, m_.hidden_size);
+        for (const float* norm : {layer.q_head_norm, layer.k_head_norm}) add(norm, m_.head_dim);
+        for (const Group& group : groups(layer))
+            for (const BitnetGpuProjection* p : group) {
+                bytes += tile_bytes(p->w.rows, p->w.cols);
+                add(p->input_norm, p->w.cols);
+            }
+        return bytes;
     }
 
     void allocate() {
@@ -229,10 +252,10 @@ private:
         v_ = floats(n * kv);
         gate_ = floats(n * static_cast<size_t>(m_.ffn_size));
         up_ = floats(n * static_cast<size_t>(m_.ffn_size));
-        operand_ = Buffer(n * operand_stride_, "activations");
-        scales_ = floats(n);
-        sums_ = floats(n);
-        if (spare_rows_) spare_ = floats(n * widest_);
+        operand_ = Buffer(n * n_operands_ * operand_stride_, "activations");
+        scales_ = floats(n * n_operands_);
+        sums_ = floats(n * n_operands_);
+        if (spare_rows_) spare_ = floats(n * n_operands_ * widest_);
         if (has_head_) scores_ = floats(score_outputs_ * static_cast<size_t>(m_.vocab_size));
         flag_ = Buffer(sizeof(int), "a flag");
         flag_host_ = Staging(sizeof(int), "a flag");
@@ -281,34 +304,32 @@ private:
 
     void upload() {
         size_t most = 0;
-        const size_t hidden = static_cast<size_t>(m_.hidden_size), ffn = static_cast<size_t>(m_.ffn_size), q = static_cast<size_t>(m_.n_heads) * static_cast<size_t>(m_.head_dim);
-        for (const BitnetGpuMatrix* w : matrices(m_.layers[0]))
-            most = std::max(most, panel_bytes(*w));
+        const size_t hidden = static_cast<size_t>(m_.hidden_size), head_dim = static_cast<size_t>(m_.head_dim);
+        for (const Group& group : groups(m_.layers[0]))
+            for (const BitnetGpuProjection* p : group) most = std::max(most, panel_bytes(p->w));
         const Buffer panels(most, "weights on their way");
-        const auto products = [&](int width, std::initializer_list<const BitnetGpuMatrix*> of) {
+        const auto norm = [&](const float* values, size_t n) { return send(values, n, "norms"); };
+        const auto products = [&](const Group& group) {
             Products all{};
-            all.n_chunks = (width + kChunk - 1) / kChunk;
-            int i = 0;
-            for (const BitnetGpuMatrix* w : of) {
-                weights_.emplace_back(tile_bytes(w->rows, w->cols), "weights");
-                all.p[i++] = send_matrix(stream_, *w, panels, weights_.back());
+            all.n_chunks = (group[0]->w.cols + kChunk - 1) / kChunk;
+            all.n_operands = static_cast<int>(operand_count(group));
+            for (size_t i = 0; i < group.size(); i++) {
+                const BitnetGpuMatrix& w = group[i]->w;
+                weights_.emplace_back(tile_bytes(w.rows, w.cols), "weights");
+                all.p[i] = send_matrix(stream_, w, panels, weights_.back());
+                all.p[i].input_norm = norm(group[i]->input_norm, static_cast<size_t>(w.cols));
+                all.p[i].operand = all.n_operands > 1 ? static_cast<int>(i) : 0;
             }
             return all;
         };
         for (int i = 0; i < m_.n_layers; i++) {
             const BitnetGpuLayer& layer = m_.layers[i];
-            LayerWeights w{};
-            w.attn_norm = send(layer.attn_norm, hidden, "norms");
-            w.attn_sub_norm = send(layer.attn_sub_norm, q, "norms");
-            w.ffn_norm = send(layer.ffn_norm, hidden, "norms");
-            w.ffn_sub_norm = send(layer.ffn_sub_norm, ffn, "norms");
-            w.qkv = products(m_.hidden_size, {&layer.q, &layer.k, &layer.v});
-            w.o = products(m_.n_heads * m_.head_dim, {&layer.o});
-            w.gate_up = products(m_.hidden_size, {&layer.gate, &layer.up});
-            w.down = products(m_.ffn_size, {&layer.down});
-            layers_.push_back(w);
+            const auto of = groups(layer);
+            layers_.push_back({norm(layer.attn_norm, hidden), norm(layer.ffn_norm, hidden), norm(layer.post_attn_norm, hidden), norm(layer.post_ffn_norm, hidden),
+                               {norm(layer.q_head_norm, head_dim), norm(layer.k_head_norm, head_dim), m_.norm_eps},
+                               products(of[0]), products(of[1]), products(of[2]), products(of[3])});
         }
-        output_norm_ = send(m_.output_norm, hidden, "norms");
+        output_norm_ = norm(m_.output_norm, hidden);
         if (!has_head_) return;
         const size_t vocab = static_cast<size_t>(m_.vocab_size);
         embedding_ = {m_.embedding.type, send(m_.embedding.data, m_.embedding.row_bytes * vocab, "the embedding"), m_.embedding.row_bytes};
@@ -394,36 +415,40 @@ private:
         const auto ints = [base](size_t at) { return reinterpret_cast<const int*>(base + at); };
         const StepTokens step{ints(shape.positions), ints(shape.table_starts), ints(shape.tables), reinterpret_cast<const float*>(base + shape.rope), m_.n_rot};
         if (has_head_)
-            launch(stream_, embed, dim3(n), kRowThreads, 0, embedding_, ints(shape.tokens), m_.hidden_size, x_.as<float>());
+            launch(stream_, embed, dim3(n), kRowThreads, 0, embedding_, ints(shape.tokens), m_.hidden_size, m_.embedding_scale, x_.as<float>());
         else
             check(cudaMemcpyAsync(x_.as<float>(), out_host_.as<float>(), row_bytes * n, cudaMemcpyHostToDevice, stream_), "sending a step");
 
         const int q_size = m_.n_heads * m_.head_dim;
         float *x = x_.as<float>(), *other = other_x_.as<float>();  // the residual stream, and where its next state goes
         float* projected = projected_.as<float>();
+        const float* last_norm = nullptr;  // of what the last layer has projected
         for (int i = 0; i < m_.n_layers; i++) {
             const LayerWeights& w = layers_[static_cast<size_t>(i)];
-            multiply(w.qkv, {x, i > 0 ? projected : nullptr, i > 0 ? other : nullptr, 0}, {w.attn_norm, m_.hidden_size, m_.norm_eps},
+            multiply(w.qkv, {x, i > 0 ? projected : nullptr, last_norm, i > 0 ? other : nullptr, 0}, {w.attn_norm, m_.hidden_size, m_.norm_eps},
                      {q_.as<float>(), k_.as<float>(), v_.as<float>()}, shape.n_tokens);
             if (i > 0) std::swap(x, other);
             const KvLayer kv{kv_.as<uint8_t>() + static_cast<size_t>(i) * static_cast<size_t>(m_.n_kv_heads) * 2 * part_bytes_, block_bytes_, part_bytes_,
                              m_.n_kv_heads, m_.head_dim, options_.kv_q8_0 != 0};
-            launch(stream_, rope_and_store, dim3(n), kRowThreads, 0, q_.as<float>(), k_.as<float>(), static_cast<const float*>(v_.as<float>()), m_.n_heads, step, kv);
+            launch(stream_, rope_and_store, dim3(n), kRowThreads, 0, q_.as<float>(), k_.as<float>(), static_cast<const float*>(v_.as<float>()), m_.n_heads, w.head_norms, step, kv);
             attention(shape, step, kv);
-            multiply(w.o, {attended_.as<float>(), nullptr, nullptr, 0}, {w.attn_sub_norm, q_size, m_.norm_eps}, {projected}, shape.n_tokens);
-            multiply(w.gate_up, {x, projected, other, 0}, {w.ffn_norm, m_.hidden_size, m_.norm_eps}, {gate_.as<float>(), up_.as<float>()}, shape.n_tokens);
+            multiply(w.o, {attended_.as<float>(), nullptr, nullptr, nullptr, 0}, {nullptr, q_size, m_.norm_eps}, {projected}, shape.n_tokens);
+            multiply(w.gate_up, {x, projected, w.post_attn_norm, other, 0}, {w.ffn_norm, m_.hidden_size, m_.norm_eps}, {gate_.as<float>(), up_.as<float>()}, shape.n_tokens);
             std::swap(x, other);
-            multiply(w.down, {gate_.as<float>(), up_.as<float>(), nullptr, m_.silu ? 2 : 1}, {w.ffn_sub_norm, m_.ffn_size, m_.norm_eps}, {projected}, shape.n_tokens);
+            multiply(w.down, {gate_.as<float>(), up_.as<float>(), nullptr, nullptr, m_.activation}, {nullptr, m_.ffn_size, m_.norm_eps}, {projected}, shape.n_tokens);
+            last_norm = w.post_ffn_norm;
         }
 
-        const float *result = x, *last = projected;
+        const float* result = x;
+        const RowSource last{x, projected, last_norm, x, 0};
+        const Norm output_norm{output_norm_, m_.hidden_size, m_.norm_eps};
         if (m_.is_whole) {
             if (shape.n_outputs > 0)
-                launch(stream_, final_norm, dim3(static_cast<unsigned>(shape.n_outputs)), kRowThreads, row_shared(), result, last, ints(shape.outputs),
-                       Norm{output_norm_, m_.hidden_size, m_.norm_eps}, hidden_.as<float>(), spare_.as<float>(), flag_.as<int>());
+                launch(stream_, final_norm, dim3(static_cast<unsigned>(shape.n_outputs)), kRowThreads, row_shared(), last, ints(shape.outputs), output_norm,
+                       hidden_.as<float>(), spare_.as<float>(), flag_.as<int>());
             result = hidden_.as<float>();
         } else {
-            launch(stream_, add_rows, dim3(n), kRowThreads, 0, x, last, m_.hidden_size);
+            launch(stream_, add_rows, dim3(n), kRowThreads, row_shared(), last, output_norm, spare_.as<float>());
         }
         const int rows = rows_out(shape);
         if (rows > 0)
@@ -432,7 +457,7 @@ private:
         check(cudaMemsetAsync(flag_.as<int>(), 0, sizeof(int), stream_), "clearing a flag");
     }
 
-    // y = products * quantise(norm(source)). `source.sum` is not source.x: blocks read one while another writes.
+    // y = products * quantise(own norms(norm(source))). `source.sum` is not source.x: blocks read one while another writes.
     void multiply(Products products, const RowSource& source, const Norm& norm, std::initializer_list<float*> results, int n_tokens) {
         int i = 0;
         for (float* y : results) products.p[i++].y = y;
@@ -443,7 +468,9 @@ private:
             return;
         }
         const Operand x = operand(norm.n);
-        launch(stream_, norm_quantise, dim3(static_cast<unsigned>(n_tokens)), kRowThreads, row_shared(), source, norm, x, spare_.as<float>(), flag_.as<int>());
+        const InputNorms own{products.p[0].input_norm, products.p[1].input_norm, products.p[2].input_norm};
+        launch(stream_, norm_quantise, dim3(static_cast<unsigned>(n_tokens), static_cast<unsigned>(products.n_operands)), kRowThreads, row_shared(), source,
+               norm, own, x, spare_.as<float>(), flag_.as<int>());
         launch_products(stream_, processors_, products, x, n_tokens);
     }
 
@@ -542,7 +569,7 @@ private:
     Plan plan_;
     Processors processors_;
     int group_ = 1;
-    size_t widest_ = 0, part_bytes_ = 0, block_bytes_ = 0, operand_stride_ = 0, score_outputs_ = 0;
+    size_t widest_ = 0, part_bytes_ = 0, block_bytes_ = 0, operand_stride_ = 0, n_operands_ = 1, score_outputs_ = 0;
     bool has_head_ = false, spare_rows_ = false, can_tile_ = false;
     cudaStream_t stream_ = nullptr;
 

@@ -53,7 +53,7 @@ BITNET_KERNEL(kHeadThreads) head_scores(Int8Head head, Operand x, int n_outputs,
 BITNET_KERNEL(kRowThreads) quantise_hidden(const float* hidden, int n, Operand out, float* spare, int* not_finite) {
     float* row = row_buffer(spare, n);
     for (int i = static_cast<int>(threadIdx.x); i < n; i += static_cast<int>(blockDim.x)) row[i] = hidden[static_cast<size_t>(blockIdx.x) * n + i];
-    normalise_and_quantise(row, Norm{nullptr, n, 0}, out, static_cast<int>(blockIdx.x), not_finite);
+    quantise(row, n, out, static_cast<int>(blockIdx.x), not_finite);
 }
 
 // One row of the head times one hidden state, in 32 lanes (dot_f32, dot_f16 and dot_bf16 of the CPU), on every lane.

@@ -23,7 +23,7 @@ inline size_t panel_bytes(const BitnetGpuMatrix& w) {
     return (static_cast<size_t>(w.rows) + 31) / 32 * ((static_cast<size_t>(w.cols) + 15) / 16) * 128;
 }
 
-// `tiles` = the weights of `w`; `panels` [panel_bytes] is on the device, too.
+// `tiles` = the weights of `w`; `panels` [panel_bytes] is on the device, too. The result has neither norm nor y yet.
 inline Product send_matrix(cudaStream_t stream, const BitnetGpuMatrix& w, const Buffer& panels, const Buffer& tiles) {
     check(cudaMemcpyAsync(panels.as<uint8_t>(), w.panels, panel_bytes(w), cudaMemcpyHostToDevice, stream), "sending weights");
     const size_t blocks = (tile_bytes(w.rows, w.cols) / 4 + 255) / 256;
@@ -31,7 +31,7 @@ inline Product send_matrix(cudaStream_t stream, const BitnetGpuMatrix& w, const 
     launch(stream, repack, grid, 256, 0, static_cast<const uint8_t*>(panels.as<uint8_t>()), w.rows, w.cols, tiles.as<uint32_t>());
     check(cudaGetLastError(), "sending weights");
     check(cudaStreamSynchronize(stream), "sending weights");
-    return {tiles.as<uint4>(), w.rows, (w.rows + kTileRows - 1) / kTileRows, w.scale, nullptr};
+    return {tiles.as<uint4>(), w.rows, (w.rows + kTileRows - 1) / kTileRows, w.scale, nullptr, 0, nullptr};
 }
 
 inline void allow_products(const Processors& processors) {

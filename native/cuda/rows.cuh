@@ -2,6 +2,7 @@
 // activation, rotary embedding, and keys and values into their store.
 #pragma once
 
+#include "cuda/abi.h"
 #include "cuda/numbers.cuh"
 
 namespace bitnet::cuda {
@@ -19,12 +20,13 @@ BITNET_BOTH int operand_index(int k) {
     return k - r + (r / 4 % 4) * 32 + r / 32 * 8 + r / 16 % 2 * 4 + r % 4;
 }
 
-// The quantised activations of all tokens (cpu/kernels.h, QuantizedRows).
+// The quantised activations of all tokens (cpu/kernels.h, QuantizedRows), or of several products of the same tokens, whose
+// rows follow each other.
 struct Operand {
-    int8_t* values;   // [n_tokens][stride], zero from the row's end to the stride
+    int8_t* values;   // [rows][stride], zero from the row's end to the stride
     size_t stride;    // a multiple of 128; of 64 where `natural`
-    float* scales;    // [n_tokens]
-    int* sums;        // [n_tokens]
+    float* scales;    // [rows]
+    int* sums;        // [rows]
     bool natural;     // element k stands at k
 };
 
@@ -36,45 +38,56 @@ struct Norm {
 
 BITNET_DEVICE uint32_t* row_scratch() { return reinterpret_cast<uint32_t*>(shared_memory()); }
 
-// A row's floats: in shared memory if they fit there, else in `spare` [n_tokens][n] on the device.
+// The index of a block among all of its grid, row by row.
+BITNET_DEVICE int block_index() { return static_cast<int>(blockIdx.y * gridDim.x + blockIdx.x); }
+
+// A row's floats: in shared memory if they fit there, else in `spare` [blocks][n] on the device.
 BITNET_DEVICE float* row_buffer(float* spare, int n) {
-    return spare ? spare + static_cast<size_t>(blockIdx.x) * n : reinterpret_cast<float*>(row_scratch() + kRowScratch);
+    return spare ? spare + static_cast<size_t>(block_index()) * n : reinterpret_cast<float*>(row_scratch() + kRowScratch);
 }
 
-// 1 / sqrt(mean(row^2) + eps), as rms_norm has it; all threads call it, after a barrier behind the writes to `row`.
+// 1 / sqrt(mean(row^2) + eps), as rms_norm has it, on every lane of a warp.
+BITNET_DEVICE float inverse_rms_of_warp(const float* row, int n, float eps) {
+    float sum = 0;
+    for (int i = static_cast<int>(threadIdx.x) % kWarp; i < n; i += kWarp) sum = fma_(row[i], row[i], sum);
+    sum = sum_lanes(sum);
+    return sum < infinity() ? 1.0f / sqrtf(sum / static_cast<float>(n) + eps) : bits_to_float(kNanBits);
+}
+
+// The same on every thread; all call it, after a barrier behind the writes to `row`.
 BITNET_DEVICE float inverse_rms(const float* row, const Norm& norm) {
     float* result = reinterpret_cast<float*>(row_scratch() + 32);
     if (threadIdx.x < kWarp) {
-        float sum = 0;
-        for (int i = static_cast<int>(threadIdx.x); i < norm.n; i += kWarp) sum = fma_(row[i], row[i], sum);
-        sum = sum_lanes(sum);
-        if (threadIdx.x == 0)
-            *result = sum < infinity() ? 1.0f / sqrtf(sum / static_cast<float>(norm.n) + norm.eps) : bits_to_float(kNanBits);
+        const float inverse = inverse_rms_of_warp(row, norm.n, norm.eps);
+        if (threadIdx.x == 0) *result = inverse;
     }
     __syncthreads();
     return *result;
 }
 
-// Norm and quantisation of `row`, which every thread has written its elements of (i = threadIdx.x, + blockDim.x, ...).
-BITNET_DEVICE void normalise_and_quantise(float* row, const Norm& norm, const Operand& out, int token, int* not_finite) {
+// Here and below every thread writes and reads its own elements of `row`: i = threadIdx.x, + blockDim.x, ...
+BITNET_DEVICE void normalise(float* row, const Norm& norm) {
+    if (!norm.weight) return;
+    __syncthreads();
+    const float inverse = inverse_rms(row, norm);
+    for (int i = static_cast<int>(threadIdx.x); i < norm.n; i += static_cast<int>(blockDim.x)) row[i] = row[i] * inverse * norm.weight[i];
+}
+
+// row [n] to int8, as row `index` of `out`.
+BITNET_DEVICE void quantise(const float* row, int n, const Operand& out, int index, int* not_finite) {
     const int first = static_cast<int>(threadIdx.x), step = static_cast<int>(blockDim.x);
     uint32_t max_bits = 0;
-    if (norm.weight) {
-        __syncthreads();
-        const float inverse = inverse_rms(row, norm);
-        for (int i = first; i < norm.n; i += step) row[i] = row[i] * inverse * norm.weight[i];
-    }
-    for (int i = first; i < norm.n; i += step) {
+    for (int i = first; i < n; i += step) {
         const uint32_t bits = float_to_bits(row[i]) & 0x7fffffffu;
         max_bits = bits > max_bits ? bits : max_bits;
     }
     max_bits = block_max(max_bits, row_scratch());
-    int8_t* values = out.values + static_cast<size_t>(token) * out.stride;
+    int8_t* values = out.values + static_cast<size_t>(index) * out.stride;
     if (max_bits >= kInfinityBits) {  // refused by the host; the values must only be harmless
         for (int i = first; i < static_cast<int>(out.stride); i += step) values[i] = 0;
         if (first == 0) {
-            out.scales[token] = bits_to_float(kNanBits);
-            out.sums[token] = 0;
+            out.scales[index] = bits_to_float(kNanBits);
+            out.sums[index] = 0;
             *not_finite = 1;
         }
         return;
@@ -83,78 +96,92 @@ BITNET_DEVICE void normalise_and_quantise(float* row, const Norm& norm, const Op
     const float s = 127.0f / abs_max;
     int sum = 0;
     for (int i = first; i < static_cast<int>(out.stride); i += step) {
-        const int q = i < norm.n ? round_to_int(row[i] * s) : 0;
+        const int q = i < n ? round_to_int(row[i] * s) : 0;
         values[out.natural ? i : operand_index(i)] = static_cast<int8_t>(q);
         sum += q;
     }
     sum = block_sum(sum, reinterpret_cast<int*>(row_scratch()));
     if (first == 0) {
-        out.scales[token] = abs_max / 127.0f;
-        out.sums[token] = sum;
+        out.scales[index] = abs_max / 127.0f;
+        out.sums[index] = sum;
     }
 }
 
-// x [n_tokens][n] = embedding rows of `tokens`.
-BITNET_KERNEL(kRowThreads) embed(DenseRows rows, const int* tokens, int n, float* x) {
+// x [n_tokens][n] = embedding rows of `tokens` times `scale`.
+BITNET_KERNEL(kRowThreads) embed(DenseRows rows, const int* tokens, int n, float scale, float* x) {
     const uint8_t* row = rows.data + static_cast<size_t>(tokens[blockIdx.x]) * rows.row_bytes;
     float* out = x + static_cast<size_t>(blockIdx.x) * n;
-    for (int i = static_cast<int>(threadIdx.x); i < n; i += static_cast<int>(blockDim.x)) out[i] = element(rows.type, row, i);
+    for (int i = static_cast<int>(threadIdx.x); i < n; i += static_cast<int>(blockDim.x)) out[i] = element(rows.type, row, i) * scale;
 }
 
-// What a row is made of before its norm: x + added, or activation(gate) * up.
+// What a row is made of before its norm: x + norm(added), or activation(gate) * up.
 struct RowSource {
-    const float* x;       // [n_tokens][n]; the gate of an activation
-    const float* added;   // or null; what an activation is multiplied with
-    float* sum;           // where x + added is kept, or null
-    int activation;       // 0: none, 1: relu2, 2: silu
+    const float* x;           // [n_tokens][n]; the gate of an activation
+    const float* added;       // or null; what an activation is multiplied with
+    const float* added_norm;  // weights of the norm of what is added to x, or null: it is added as it is
+    float* sum;               // where x + norm(added) is kept, or null
+    int activation;           // a BitnetGpuActivation, or 0: none
 };
 
-BITNET_DEVICE void fill_row(float* row, const RowSource& source, int n, int token, bool keep) {
-    const size_t base = static_cast<size_t>(token) * n;
-    for (int i = static_cast<int>(threadIdx.x); i < n; i += static_cast<int>(blockDim.x)) {
+BITNET_DEVICE float activate(int activation, float gate) {
+    if (activation == BITNET_GPU_RELU2) {
+        const float positive = larger(0.0f, gate);
+        return positive * positive;
+    }
+    const float exponent = activation == BITNET_GPU_SILU ? -gate : gate * kGeluScale * fma_(gate * gate, kGeluCubic, 1.0f);
+    return gate / (1.0f + exponential(exponent));
+}
+
+// Width and eps of all norms of a row are the same: those of `norm`.
+BITNET_DEVICE void fill_row(float* row, const RowSource& source, const Norm& norm, int token, bool keep) {
+    const int first = static_cast<int>(threadIdx.x), step = static_cast<int>(blockDim.x);
+    const size_t base = static_cast<size_t>(token) * norm.n;
+    if (source.added_norm) {
+        for (int i = first; i < norm.n; i += step) row[i] = source.added[base + i];
+        normalise(row, {source.added_norm, norm.n, norm.eps});
+    }
+    for (int i = first; i < norm.n; i += step) {
         float value = source.x[base + i];
-        if (source.activation == 2) {
-            value = value / (1.0f + exponential(-value)) * source.added[base + i];
-        } else if (source.activation == 1) {
-            const float positive = larger(0.0f, value);
-            value = positive * positive * source.added[base + i];
-        } else if (source.added) {
-            value = value + source.added[base + i];
-        }
+        if (source.activation)
+            value = activate(source.activation, value) * source.added[base + i];
+        else if (source.added)
+            value = value + (source.added_norm ? row[i] : source.added[base + i]);
         row[i] = value;
         if (keep && source.sum) source.sum[base + i] = value;
     }
 }
 
-// out = quantise(norm(source))
-BITNET_KERNEL(kRowThreads) norm_quantise(RowSource source, Norm norm, Operand out, float* spare, int* not_finite) {
+// The norms that products of the same row have for themselves: weights, or null.
+struct InputNorms {
+    const float *first, *second, *third;
+
+    BITNET_DEVICE const float* of(unsigned operand) const { return operand == 0 ? first : operand == 1 ? second : third; }
+};
+
+// Operand j = quantise(own norm j(norm(source))), row by row. grid: tokens, operands. A block makes the row for itself.
+BITNET_KERNEL(kRowThreads) norm_quantise(RowSource source, Norm norm, InputNorms own, Operand out, float* spare, int* not_finite) {
     float* row = row_buffer(spare, norm.n);
-    fill_row(row, source, norm.n, static_cast<int>(blockIdx.x), true);
-    normalise_and_quantise(row, norm, out, static_cast<int>(blockIdx.x), not_finite);
+    fill_row(row, source, norm, static_cast<int>(blockIdx.x), blockIdx.y == 0);
+    normalise(row, norm);
+    normalise(row, {own.of(blockIdx.y), norm.n, norm.eps});
+    quantise(row, norm.n, out, block_index(), not_finite);
 }
 
-// hidden [n_outputs][n] = norm(x + added) of the tokens `outputs`.
-BITNET_KERNEL(kRowThreads) final_norm(const float* x, const float* added, const int* outputs, Norm norm, float* hidden, float* spare,
-                                             int* not_finite) {
-    const size_t token = static_cast<size_t>(outputs[blockIdx.x]);
+// hidden [n_outputs][n] = norm(source) of the tokens `outputs`.
+BITNET_KERNEL(kRowThreads) final_norm(RowSource source, const int* outputs, Norm norm, float* hidden, float* spare, int* not_finite) {
     float* row = row_buffer(spare, norm.n);
     float* out = hidden + static_cast<size_t>(blockIdx.x) * norm.n;
-    for (int i = static_cast<int>(threadIdx.x); i < norm.n; i += static_cast<int>(blockDim.x))
-        row[i] = x[token * norm.n + i] + added[token * norm.n + i];
-    __syncthreads();
-    const float inverse = inverse_rms(row, norm);
+    fill_row(row, source, norm, outputs[blockIdx.x], false);
+    normalise(row, norm);
     for (int i = static_cast<int>(threadIdx.x); i < norm.n; i += static_cast<int>(blockDim.x)) {
-        out[i] = row[i] * inverse * norm.weight[i];
-        if ((float_to_bits(out[i]) & 0x7fffffffu) >= kInfinityBits) *not_finite = 1;
+        out[i] = row[i];
+        if ((float_to_bits(row[i]) & 0x7fffffffu) >= kInfinityBits) *not_finite = 1;
     }
 }
 
-// x += added
-BITNET_KERNEL(kRowThreads) add_rows(float* x, const float* added, int n) {
-    for (int i = static_cast<int>(threadIdx.x); i < n; i += static_cast<int>(blockDim.x)) {
-        const size_t at = static_cast<size_t>(blockIdx.x) * n + i;
-        x[at] = x[at] + added[at];
-    }
+// Only the sum of the source is wanted.
+BITNET_KERNEL(kRowThreads) add_rows(RowSource source, Norm norm, float* spare) {
+    fill_row(row_buffer(spare, norm.n), source, norm, static_cast<int>(blockIdx.x), true);
 }
 
 // ---- keys and values ----------------------------------------------------------------------------------------------------
@@ -205,14 +232,34 @@ BITNET_DEVICE void write_q8_0(const float* x, int n, int8_t* out, int out_step, 
     *reinterpret_cast<uint16_t*>(scale_at) = scale;
 }
 
-// Rotary embedding of q [n_tokens][n_heads][head_dim] and k in place, then k and v into the store.
-BITNET_KERNEL(kRowThreads) rope_and_store(float* q, float* k, const float* v, int n_heads, StepTokens step, KvLayer kv) {
+// RMSNorm of every head of q and k, before the rotation: weights [head_dim], or null.
+struct HeadNorms {
+    const float *q, *k;
+    float eps;
+};
+
+// Norm of heads [n_heads][head_dim] in place, a warp for each.
+BITNET_DEVICE void normalise_heads(float* heads, int n_heads, int head_dim, const float* weight, float eps) {
+    if (!weight) return;
+    const int lane = static_cast<int>(threadIdx.x) % kWarp;
+    for (int h = static_cast<int>(threadIdx.x) / kWarp; h < n_heads; h += static_cast<int>(blockDim.x) / kWarp) {
+        float* head = heads + static_cast<size_t>(h) * head_dim;
+        const float inverse = inverse_rms_of_warp(head, head_dim, eps);
+        for (int i = lane; i < head_dim; i += kWarp) head[i] = head[i] * inverse * weight[i];
+    }
+}
+
+// Norm and rotary embedding of the heads of q [n_tokens][n_heads][head_dim] and k in place, then k and v into the store.
+BITNET_KERNEL(kRowThreads) rope_and_store(float* q, float* k, const float* v, int n_heads, HeadNorms norms, StepTokens step, KvLayer kv) {
     const int token = static_cast<int>(blockIdx.x), first = static_cast<int>(threadIdx.x), stride = static_cast<int>(blockDim.x);
     const int half = step.n_rot / 2, head_dim = kv.head_dim;
     const float* rope = step.rope + static_cast<size_t>(token) * step.n_rot;
     const size_t kv_row = static_cast<size_t>(token) * kv.n_kv_heads * head_dim;
-    for (int i = first; i < n_heads * half; i += stride)
-        rotate(q + (static_cast<size_t>(token) * n_heads + i / half) * head_dim, rope, step.n_rot, i % half);
+    float* q_row = q + static_cast<size_t>(token) * n_heads * head_dim;
+    normalise_heads(q_row, n_heads, head_dim, norms.q, norms.eps);
+    normalise_heads(k + kv_row, kv.n_kv_heads, head_dim, norms.k, norms.eps);
+    if (norms.q || norms.k) __syncthreads();
+    for (int i = first; i < n_heads * half; i += stride) rotate(q_row + static_cast<size_t>(i / half) * head_dim, rope, step.n_rot, i % half);
     for (int i = first; i < kv.n_kv_heads * half; i += stride) rotate(k + kv_row + i / half * head_dim, rope, step.n_rot, i % half);
     __syncthreads();
 

@@ -46,13 +46,15 @@ struct Product {
     const uint4* tiles;
     int rows, n_tiles;
     float scale;
-    float* y;  // [n_tokens][rows]
+    const float* input_norm;  // of its operand: weights, or null
+    int operand;              // which it multiplies; they lie one behind the other, n_tokens rows each
+    float* y;                 // [n_tokens][rows]
 };
 
-// Up to three matrices of one width, multiplied in one launch.
+// Up to three matrices of one width, multiplied in one launch. Without norms of their own they share an operand.
 struct Products {
     Product p[3];
-    int n_chunks;
+    int n_chunks, n_operands;
 };
 
 // The product that row tile (or block of `tiles_per_block` row tiles) `index` of all products falls into; `index` becomes its own.
@@ -67,9 +69,10 @@ BITNET_DEVICE Product product_of(const Products& products, int& index, int tiles
     return product;
 }
 
-BITNET_DEVICE void write_product(const Product& product, const Operand& x, int row, int token, int sum) {
+// `x_row`: the operand's row, which is the token where all products share one.
+BITNET_DEVICE void write_product(const Product& product, const Operand& x, int row, int token, int x_row, int sum) {
     product.y[static_cast<size_t>(token) * product.rows + row] =
-        static_cast<float>(sum - x.sums[token]) * (product.scale * x.scales[token]);
+        static_cast<float>(sum - x.sums[x_row]) * (product.scale * x.scales[x_row]);
 }
 
 constexpr int kFewThreads = 256;
@@ -83,6 +86,7 @@ BITNET_KERNEL(kFewThreads) multiply_few(Products products, Operand x, int n_toke
     const int tiles_per_block = kFewThreads / kWarp / split;
     int group = static_cast<int>(blockIdx.x);
     const Product product = product_of(products, group, tiles_per_block);
+    const int first_row = product.operand * n_tokens;
     const int tile = group * tiles_per_block + warp / split, first_token = static_cast<int>(blockIdx.y) * 8 * kTiles;
     const bool inside = tile < product.n_tiles;
     const uint4* weights = product.tiles + static_cast<size_t>(inside ? tile : 0) * products.n_chunks * kWarp + lane;
@@ -105,7 +109,7 @@ BITNET_KERNEL(kFewThreads) multiply_few(Products products, Operand x, int n_toke
                 uint4 low = make_uint4(0, 0, 0, 0), high = low;
                 if (token < n_tokens) {
                     const uint4* values =
-                        reinterpret_cast<const uint4*>(x.values + static_cast<size_t>(token) * x.stride + chunk * kChunk + t * 32);
+                        reinterpret_cast<const uint4*>(x.values + static_cast<size_t>(first_row + token) * x.stride + chunk * kChunk + t * 32);
                     low = values[0];
                     high = values[1];
                 }
@@ -131,7 +135,7 @@ BITNET_KERNEL(kFewThreads) multiply_few(Products products, Operand x, int n_toke
         if (row >= product.rows || token >= n_tokens) continue;
         int sum = 0;
         for (int s = 0; s < split; s++) sum += parts[(own_tile * split + s) * 8 * kTiles * kTileRows + within];
-        write_product(product, x, row, token, sum);
+        write_product(product, x, row, token, first_row + token, sum);
     }
 }
 
@@ -164,8 +168,10 @@ BITNET_KERNEL(kFewThreads) multiply_one(Products products, RowSource source, Nor
     int* parts = reinterpret_cast<int*>(scale + 4);  // [warp 8][row 16]
     int8_t* values = reinterpret_cast<int8_t*>(parts + kFewThreads / kWarp * kTileRows);
     const Operand x{values, static_cast<size_t>(products.n_chunks) * kChunk, scale, reinterpret_cast<int*>(scale + 1), false};
-    fill_row(row, source, norm.n, 0, blockIdx.x == 0);
-    normalise_and_quantise(row, norm, x, 0, not_finite);
+    fill_row(row, source, norm, 0, blockIdx.x == 0);
+    normalise(row, norm);
+    normalise(row, {product.input_norm, norm.n, norm.eps});
+    quantise(row, norm.n, x, 0, not_finite);
     __syncthreads();
 
     int sums[4] = {0, 0, 0, 0};
@@ -196,7 +202,7 @@ BITNET_KERNEL(kFewThreads) multiply_one(Products products, RowSource source, Nor
         if (row_index >= product.rows) continue;
         int sum = 0;
         for (int s = 0; s < split; s++) sum += parts[(i / kTileRows * split + s) * kTileRows + i % kTileRows];
-        write_product(product, x, row_index, 0, sum);
+        write_product(product, x, row_index, 0, 0, sum);
     }
 }
 
@@ -214,6 +220,7 @@ BITNET_KERNEL_BLOCKS(kManyThreads, 2) multiply_many(Products products, Operand x
     const int thread = static_cast<int>(threadIdx.x), warp = thread / kWarp, lane = thread % kWarp, g = lane / 4, t = lane % 4;
     int row_block = static_cast<int>(blockIdx.x);
     const Product product = product_of(products, row_block, kManyTiles);
+    const int first_row = product.operand * n_tokens;
     const int first_tile = row_block * kManyTiles, first_token = static_cast<int>(blockIdx.y) * kTokens, n_chunks = products.n_chunks;
 
     // What lies beyond the last row or token is loaded as the last one, and never written.
@@ -225,7 +232,7 @@ BITNET_KERNEL_BLOCKS(kManyThreads, 2) multiply_many(Products products, Operand x
             const int piece = thread + i * kManyThreads, row = piece / 8;
             const int token = first_token + row < n_tokens ? first_token + row : n_tokens - 1;
             copy_async(stage + kManyTiles * kTileBytes + row * kOperandPitch + piece % 8 * 16,
-                       x.values + static_cast<size_t>(token) * x.stride + chunk * kChunk + piece % 8 * 16);
+                       x.values + static_cast<size_t>(first_row + token) * x.stride + chunk * kChunk + piece % 8 * 16);
         }
     };
 
@@ -268,7 +275,7 @@ BITNET_KERNEL_BLOCKS(kManyThreads, 2) multiply_many(Products products, Operand x
             BITNET_UNROLL for (int j = 0; j < 4; j++) {
                 const int row = (first_tile + warp % 4 * 2 + m) * kTileRows + g + 8 * (j / 2);
                 const int token = first_token + warp / 4 * (kTokens / 2) + n * 8 + 2 * t + j % 2;
-                if (row < product.rows && token < n_tokens) write_product(product, x, row, token, sums[m][n][j]);
+                if (row < product.rows && token < n_tokens) write_product(product, x, row, token, first_row + token, sums[m][n][j]);
             }
 }
 

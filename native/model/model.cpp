@@ -243,6 +243,10 @@ std::shared_ptr<Model> Model::load(std::shared_ptr<GgufFile> file, const ModelOp
     return model;
 }
 
+float Model::embedding_scale() const {
+    return architecture_->scaled_embedding ? std::sqrt(static_cast<float>(sizes_.hidden_size)) : 1.0f;
+}
+
 size_t Model::dense_bytes() const {
     const size_t rows = static_cast<size_t>(sizes_.vocab_size);
     return embedding_.row_bytes * rows + (tied_head_ ? 0 : head_.row_bytes * rows);

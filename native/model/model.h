@@ -64,6 +64,7 @@ public:
     const DenseRows& head() const { return head_; }
     const PackedWeights& packed() const { return *packed_; }
     bool tied_head() const { return tied_head_; }
+    float embedding_scale() const;  // what embeddings are multiplied with; 1 = they are not
     uint64_t n_parameters() const { return n_parameters_; }
     size_t dense_bytes() const;  // embedding and head rows as kept
     const std::vector<std::string>& repairs() const { return repairs_; }    // what was wrong in the file, and is handled

@@ -13,17 +13,17 @@ namespace {
 
 BitnetGpuMatrix matrix(const TernaryWeights& w) { return {w.panels, w.rows, w.cols, w.scale}; }
 
-BitnetGpuMatrix matrix(const Projection& projection) { return matrix(projection.weights); }
+const float* or_null(const std::vector<float>& values) { return values.empty() ? nullptr : values.data(); }
 
-// The GPU computes the graphs of bitnet-b1.58, bitnet and llama; those of the embedding models have more norms. Its attention
-// reads four values of a head at a time.
-void refuse_other_graphs(const Model& model) {
-    const Architecture& a = model.architecture();
-    if (model.sizes().head_dim % 4 != 0)
-        throw DeviceError("models with heads of " + std::to_string(model.sizes().head_dim) +
-                          " values, no multiple of 4, are computed on the CPU only; set n_gpu_layers to 0");
-    if (a.head_norms || a.projection_norms || a.post_norms || a.scaled_embedding || model.activation() == Activation::GeluTanh)
-        throw DeviceError("models of the architecture '" + std::string(a.name) + "' are computed on the CPU only; set n_gpu_layers to 0");
+BitnetGpuProjection projection(const Projection& p) { return {matrix(p.weights), or_null(p.input_norm)}; }
+
+BitnetGpuActivation activation(Activation activation) {
+    switch (activation) {
+        case Activation::Relu2: return BITNET_GPU_RELU2;
+        case Activation::Silu: return BITNET_GPU_SILU;
+        case Activation::GeluTanh: break;
+    }
+    return BITNET_GPU_GELU_TANH;
 }
 
 BitnetGpuRows rows(const DenseRows& r) { return {static_cast<uint32_t>(r.type), r.data, r.row_bytes}; }
@@ -37,8 +37,6 @@ void refuse_after_fork() {
         throw DeviceError("a process that was forked from one that used the GPU cannot use it: start processes anew (the spawn or "
                           "forkserver method of multiprocessing), or load the model after the fork");
 }
-
-const float* or_null(const std::vector<float>& values) { return values.empty() ? nullptr : values.data(); }
 
 }  // namespace
 
@@ -73,7 +71,6 @@ void GpuLibrary::product(int device, const TernaryWeights& w, const int8_t* x, i
 
 Offload::Offload(const Model& model, const GpuOptions& options, int n_blocks, int max_batch_tokens, KvType kv_type)
     : library_(GpuLibrary::open(options.library)), api_(library_->api()), path_(model.path()), owner_(process_id()) {
-    refuse_other_graphs(model);
     refuse_after_fork();
     const ModelSizes& s = model.sizes();
     n_layers_ = options.n_layers < 0 ? s.n_layers : std::min(options.n_layers, s.n_layers);
@@ -83,8 +80,9 @@ Offload::Offload(const Model& model, const GpuOptions& options, int n_blocks, in
     std::vector<BitnetGpuLayer> layers;
     for (const LayerWeights& w : model.layers()) {
         if (layers.size() == static_cast<size_t>(n_layers_)) break;
-        layers.push_back({w.attn_norm.data(), or_null(w.o.input_norm), w.ffn_norm.data(), or_null(w.down.input_norm), matrix(w.q), matrix(w.k),
-                          matrix(w.v), matrix(w.o), matrix(w.gate), matrix(w.up), matrix(w.down)});
+        layers.push_back({w.attn_norm.data(), w.ffn_norm.data(), or_null(w.q_head_norm), or_null(w.k_head_norm), or_null(w.post_attn_norm),
+                          or_null(w.post_ffn_norm), projection(w.q), projection(w.k), projection(w.v), projection(w.o), projection(w.gate),
+                          projection(w.up), projection(w.down)});
     }
     BitnetGpuModel gpu{};
     gpu.n_layers = n_layers_;
@@ -96,8 +94,9 @@ Offload::Offload(const Model& model, const GpuOptions& options, int n_blocks, in
     gpu.head_dim = s.head_dim;
     gpu.n_rot = s.n_rot;
     gpu.vocab_size = s.vocab_size;
-    gpu.silu = model.activation() == Activation::Silu;
+    gpu.activation = activation(model.activation());
     gpu.norm_eps = s.norm_eps;
+    gpu.embedding_scale = model.embedding_scale();
     gpu.layers = layers.data();
     gpu.output_norm = model.output_norm().data();
     if (has_head_) {

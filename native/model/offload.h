@@ -59,7 +59,7 @@ public:
     bool has_head() const { return has_head_; }  // and embedding and head
     const BitnetGpuMemory& memory() const { return memory_; }
 
-    // `x`: embedded tokens [n_tokens][hidden], null if has_head. rope: [n_tokens][2][n_rot/2]. out: is_whole: the outputs'
+    // `x`: embedded tokens [n_tokens][hidden], scaled; null if has_head. rope: [n_tokens][2][n_rot/2]. out: is_whole: the outputs'
     // states after the final norm; else the residual stream of all tokens. Throws DeviceError and ModelFileError.
     void forward(const std::vector<int32_t>& tokens, const float* x, const float* rope, const std::vector<SequenceSlice>& slices,
                  const std::vector<int32_t>& outputs, float* out);

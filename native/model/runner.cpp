@@ -176,7 +176,7 @@ void Runner::forward(const std::vector<int32_t>& tokens, const std::vector<Seque
 void Runner::embed(const std::vector<int32_t>& tokens) {
     const ModelSizes& s = model_->sizes();
     const size_t hidden = static_cast<size_t>(s.hidden_size);
-    const float embedding_scale = std::sqrt(static_cast<float>(hidden));
+    const float embedding_scale = model_->embedding_scale();
     pool_.run([&](Worker& worker) {
         worker.parallel_for(n_tokens_, 8, [&](int64_t begin, int64_t end) {
             for (int64_t t = begin; t < end; t++) {
@@ -184,7 +184,7 @@ void Runner::embed(const std::vector<int32_t>& tokens) {
                 if (!offload_ || !offload_->has_head()) {
                     float* x = x_.as<float>() + static_cast<size_t>(t) * hidden;
                     decode_row(rows.type, rows.row(tokens[static_cast<size_t>(t)]), hidden, x);
-                    if (model_->architecture().scaled_embedding)
+                    if (embedding_scale != 1)
                         for (size_t i = 0; i < hidden; i++) x[i] *= embedding_scale;
                 }
                 float* cos = rope_.as<float>() + static_cast<size_t>(t) * static_cast<size_t>(s.n_rot);

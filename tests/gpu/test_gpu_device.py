@@ -8,7 +8,7 @@ import pytest
 
 from bitnet import BitNet
 from bitnet.engines import gpu, gpu_check
-from reference.cases import CASES, CPU_ONLY
+from reference.cases import CASES
 from reference.model_factory import make_model
 
 pytestmark = pytest.mark.gpu
@@ -24,7 +24,7 @@ def library() -> str:
     return found.library
 
 
-@pytest.mark.parametrize("case", sorted(CASES.keys() - CPU_ONLY.keys()))
+@pytest.mark.parametrize("case", CASES)
 def test_every_architecture(library: str, models_folder: Path, case: str) -> None:
     for result in gpu_check.compare(make_model(CASES[case], models_folder), library, 0):
         print(result.name, result.detail)

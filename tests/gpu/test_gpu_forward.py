@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from bitnet import BitNet, DeviceError, ModelFileError, _native
+from bitnet import ModelFileError, _native
 from bitnet.models.gguf_writer import TensorType
-from reference.cases import CASES, CPU_ONLY
+from reference.cases import CASES
 from reference.model_factory import ModelSpec, make_model, random_model, write_gguf
 
 N_BLOCKS = 12
@@ -57,38 +56,38 @@ def bits(values: NDArray[np.float32]) -> bytes:
     return values.tobytes()
 
 
-@pytest.mark.parametrize("case", sorted(CASES.keys() - CPU_ONLY.keys()))
+@pytest.mark.parametrize("case", CASES)
 def test_every_architecture(emulated: str, models_folder: Path, case: str) -> None:
     pair = Pair(make_model(CASES[case], models_folder), emulated)
     pair.step([[3, 1]], [0], [37])  # a prompt
     pair.step([[3, 1]], [37], [1])  # a token, captured as a graph
     pair.step([[3, 1]], [38], [1])  # the graph again
     pair.step([[3, 1], [5], [7]], [39, 0, 0], [1, 1, 9])  # several sequences
+    cpu, gpu = pair.samples(10, temperature=0)
+    assert gpu == cpu
 
 
-@pytest.mark.parametrize("case", CPU_ONLY)
-def test_what_only_the_cpu_computes_is_refused(
-    make: Callable[..., BitNet], models_folder: Path, case: str
-) -> None:
-    with pytest.raises(DeviceError, match=f"{CPU_ONLY[case]}.* set n_gpu_layers to 0"):
-        make(make_model(CASES[case], models_folder), n_gpu_layers=-1)
+# A model of each kind of graph, and one with heads whose size is no multiple of 4.
+KINDS = ["bitnet-q8_0-hd64", "bitnet-hd42", "llama-bf16-hd40-tied", "qwen3-f16-hd128", "gemma3-bf16-hd256"]
 
 
 @pytest.mark.parametrize("kv_type", ["f16", "q8_0"])
-@pytest.mark.parametrize("case", ["bitnet-q8_0-hd64", "llama-bf16-hd40-tied"])
+@pytest.mark.parametrize("case", KINDS)
 def test_low_vram_and_some_layers(emulated: str, models_folder: Path, case: str, kv_type: str) -> None:
     path = make_model(CASES[case], models_folder)
     for options in ({"low_vram": True}, {"n_layers": 1}, {"n_layers": 1, "low_vram": True}, {"n_layers": 99}):
         pair = Pair(path, emulated, kv_type=kv_type, **options)  # type: ignore[arg-type]
         pair.step([[3, 1]], [0], [35])
         pair.step([[3, 1], [5]], [35, 0], [1, 3])
+        pair.step([[3, 1]], [36], [1])
         assert pair.gpu.n_gpu_layers == min(options.get("n_layers", 2), 2)
 
 
 @pytest.mark.parametrize("kv_type", ["f16", "q8_0"])
 def test_more_heads_for_each_kv_head(emulated: str, models_folder: Path, kv_type: str) -> None:
     """Odd numbers of heads, queries that do not fill a tile, and contexts of several blocks."""
-    for n_heads, n_kv_heads, head_dim in ((9, 3, 40), (7, 1, 72), (6, 6, 256)):
+    wide, narrow = [(9, 3, 40), (7, 1, 72), (6, 6, 256)], [(5, 5, 2), (3, 1, 6), (4, 2, 10), (3, 3, 34)]
+    for n_heads, n_kv_heads, head_dim in [*wide, *narrow, (40, 1, 14)]:
         spec = ModelSpec(
             "llama",
             n_layers=1,
@@ -102,6 +101,51 @@ def test_more_heads_for_each_kv_head(emulated: str, models_folder: Path, kv_type
         pair.step([[2, 0, 4, 9]], [0], [100])
         pair.step([[2, 0, 4, 9]], [100], [1])
         pair.step([[2, 0, 4, 9], [6]], [101, 0], [20, 2])
+
+
+@pytest.mark.parametrize("architecture", ["qwen3", "gemma3"])
+def test_small_heads_with_norms(emulated: str, models_folder: Path, architecture: str) -> None:
+    spec = ModelSpec(architecture, hidden_size=36, n_heads=3, n_kv_heads=1, head_dim=10, ffn_size=50)
+    for kv_type in ("f16", "q8_0"):
+        pair = Pair(make_model(spec, models_folder), emulated, kv_type=kv_type)
+        pair.step([[2, 0]], [0], [40])
+        pair.step([[2, 0], [5]], [40, 0], [1, 1])
+        pair.step([[2, 0]], [41], [1])
+
+
+def test_norms_of_only_some_projections(emulated: str, models_folder: Path) -> None:
+    """Products of the same input, of which some have a norm for themselves; layers differ."""
+    spec = ModelSpec("gemma3", n_layers=4, hidden_size=96, n_heads=3, n_kv_heads=3, head_dim=32)
+    model = random_model(spec)
+    kept = {
+        "blk.0": ("attn_k", "ffn_gate"),
+        "blk.1": ("attn_q", "attn_v", "ffn_up"),
+        "blk.2": ("attn_output",),
+        "blk.3": ("ffn_down",),
+    }
+    for name in [name for name in model.norms if name.endswith("_norm_in")]:
+        block, _, stem = name.removesuffix("_norm_in").rpartition(".")
+        if stem not in kept[block]:
+            del model.norms[name]
+    path = write_gguf(model, models_folder / "some-norms.gguf")
+    for n_layers in (-1, 1, 2):
+        pair = Pair(path, emulated, n_layers=n_layers)
+        pair.step([[2, 0]], [0], [40])
+        pair.step([[2, 0]], [40], [1])
+        pair.step([[2, 0], [5]], [41, 0], [1, 1])
+
+
+@pytest.mark.parametrize("architecture", ["bitnet", "gemma3"])
+def test_rows_wider_than_shared_memory(
+    emulated: str, models_folder: Path, architecture: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BITNET_EMULATED_CAPABILITY", "7.5")
+    spec = ModelSpec(architecture, hidden_size=32, n_heads=2, n_kv_heads=2, head_dim=16, ffn_size=16500)
+    path = make_model(spec, models_folder)
+    for n_layers in (-1, 1):
+        pair = Pair(path, emulated, n_layers=n_layers)
+        pair.step([[2, 0]], [0], [5])
+        pair.step([[2, 0]], [5], [1])
 
 
 def test_a_head_too_wide_for_tiles(emulated: str, models_folder: Path) -> None:
@@ -123,8 +167,9 @@ def test_a_context_of_more_than_one_segment(emulated: str, models_folder: Path) 
     pair.step([table], [65 * 32 + 1], [5])
 
 
-def test_chunks_give_the_same_bits(emulated: str, random_path: Path) -> None:
-    pair = Pair(random_path, emulated)
+@pytest.mark.parametrize("case", KINDS)
+def test_chunks_give_the_same_bits(emulated: str, models_folder: Path, case: str) -> None:
+    pair = Pair(make_model(CASES[case], models_folder), emulated)
     token_ids = np.arange(90, dtype=np.int32)
     whole = None
     for chunks in ([90], [1, 40, 2, 30, 17], [32, 3, 3, 52]):

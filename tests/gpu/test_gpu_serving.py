@@ -13,6 +13,8 @@ import pytest
 from bitnet import BitNet, GenerateOptions, ValidationError
 from bitnet.engines import gpu
 from cli.command import bitnet, environment
+from reference.cases import CASES
+from reference.model_factory import make_model
 
 PROMPT = "One two three four five six seven, one two three"
 
@@ -48,6 +50,14 @@ def test_answers(make: Callable[..., BitNet], random_path: Path, where: dict[str
     assert on_gpu.generate(PROMPT, max_tokens=1).usage.cached_tokens > 0
     assert np.array_equal(on_gpu.logits([1, 2, 3]), on_cpu.logits([1, 2, 3]))
     assert np.array_equal(on_gpu.embed([PROMPT, "four"]), on_cpu.embed([PROMPT, "four"]))
+
+
+@pytest.mark.parametrize("case", ["qwen3-f16-hd128", "gemma3-bf16-hd256"])
+def test_embedding_models(make: Callable[..., BitNet], models_folder: Path, case: str) -> None:
+    path, texts = make_model(CASES[case], models_folder), [PROMPT, "four", PROMPT * 3]
+    expected = make(path, n_ctx=256).embed(texts)
+    for where in ({"n_gpu_layers": -1}, {"n_gpu_layers": 1}, {"n_gpu_layers": -1, "low_vram": True}):
+        assert np.array_equal(make(path, n_ctx=256, **where).embed(texts), expected)
 
 
 def test_an_answer_does_not_depend_on_its_neighbours(make: Callable[..., BitNet], random_path: Path) -> None:

@@ -77,13 +77,6 @@ CASES: dict[str, ModelSpec] = {
     ),
 }
 
-# Those of them that a GPU refuses, and why.
-CPU_ONLY = {
-    "bitnet-hd42": "heads of 42 values",
-    "qwen3-f16-hd128": "architecture 'qwen3'",
-    "gemma3-bf16-hd256": "architecture 'gemma3'",
-}
-
 # Layers that outweigh the embeddings twenty times as much as above: every error shows, and a tied head does
 # not just repeat its input token.
 STRONG_LAYERS = ModelSpec(hidden_size=320, ffn_size=136, layer_gain=2.5, embedding=TensorType.F16)
