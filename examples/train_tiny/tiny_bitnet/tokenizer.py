@@ -93,8 +93,8 @@ def prompt_ids(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int]:
 
 
 _PLAIN, _STRUCTURE, _ENDING = 0.6, 0.15, 0.5  # weights beside the 1 of what is marked and of the first token
-# The first token of what is marked decides, the others mostly follow from it: without more weight, the choice of
-# a function or of a sentence would be one token of a dozen.
+# The first token of what is marked decides, the others mostly follow from it: without more weight, the choice
+# of a function or of a sentence would be one token of a dozen.
 _DECISION = 4.0
 
 
@@ -129,7 +129,9 @@ def _encode_answer(tokenizer: Tokenizer, text: str, forced: bool) -> tuple[list[
     # In all, an answer weighs a root of what it has to decide: else long ones would drown the short ones.
     scale = sum(weights) ** -0.7
     for start, end in spans:
-        at = next((i for i, (first, last) in enumerate(encoded.offsets) if start < last and first < end), None)
+        at = next(
+            (i for i, (first, last) in enumerate(encoded.offsets) if start < last and first < end), None
+        )
         if at is not None:
             weights[at] = _DECISION
     return ids, [weight * scale for weight in weights]

@@ -162,7 +162,9 @@ def _lines(source: Source) -> Family:
     lines = _numbered([told.sentence for told in statements], source.choice(("{}. {}", "{}: {}", "({}) {}")))
     family = []
     for right, told in enumerate(statements):
-        asked = f"{lines}\nQuestion: {told.question(source)}\nWhich line has the answer? Answer with the number."
+        asked = (
+            f"{lines}\nQuestion: {told.question(source)}\nWhich line has the answer? Answer with the number."
+        )
         family.append(Sample([("user", asked), ("assistant", marked(right + 1))], "options"))
     return family
 

@@ -10,11 +10,10 @@ from . import words
 from .source import MARK, UNMARK, Source, marked
 from .words import listed
 
-
 # What may stand before a question.
 _FRAMES = (
-    *[""] * 22, "Please answer: ", "Tell me: ", "Quick question: ", "I want to know: ", "Can you answer this? ",
-    "My question is: ", "Hi! ", "One more thing: ", "Ok. ",
+    *[""] * 22, "Please answer: ", "Tell me: ", "Quick question: ", "I want to know: ",
+    "Can you answer this? ", "My question is: ", "Hi! ", "One more thing: ", "Ok. ",
 )  # fmt: skip
 
 

@@ -231,8 +231,9 @@ _ABOUT = (
 _ABOUT_ONE = (
     "Give me the {t} for {0}.", "Do you have a {t} for {0}?", "{t} {0}", "Search the {t} for {0}",
     "What is the {t} of {0}?", "Tell me the {t} of {0}", "Is there a {t} in {0}?", "Look up the {t} {0}.",
-    "How many {t}s are there in {0}?", "I need a {t} for {0}.", "Put {0} into the {t}.", "Cancel the {t} {0}.",
-    "Make the {t} {0}", "Do we have {0} in the {t}?", "Which {t} belongs to {0}?", "{0}: which {t}?",
+    "How many {t}s are there in {0}?", "I need a {t} for {0}.", "Put {0} into the {t}.",
+    "Cancel the {t} {0}.", "Make the {t} {0}", "Do we have {0} in the {t}?", "Which {t} belongs to {0}?",
+    "{0}: which {t}?",
     "Please remove {0} from my {t}.", "Search for {t}s with {0}", "Change the {t} to {0}",
 )  # fmt: skip
 _ABOUT_TWO = (
