@@ -18,12 +18,12 @@ BOUNDS = {
     "facts, in wordings never seen": 0.8,
     "small talk (a closed set, seen in training)": 0.9,
     "names and things the user said": 0.8,
-    "answer from a given text": 0.35,
+    "answer from a given text": 0.55,
     "tool choice: a call is needed, and which": 0.45,
     "tool choice: none is needed": 0.85,
     "answer from a tool's result": 0.75,
     "a text and no other call after a result": 0.9,
-    "choices": 0.6,
+    "choices": 0.5,
 }
 SKILLS = ("facts", "chat", "chat_copy", "ctx", "tool_call", "tool_none", "tool_answer", "options")
 EVERYDAY = {

@@ -153,7 +153,16 @@ def _random_name(source: Source) -> str:
         topic = source.choice(_TOPICS) if source.chance(0.7) else source.word(1, 2)
         forms = (f"{verb}_{topic}", f"{topic}_{verb}", f"{topic}_function", verb + topic.capitalize(),
                  f"{topic}_tool", topic)  # fmt: skip
-        name = source.weighted(forms, (6, 2, 2, 2, 1, 1))
+        return source.weighted(forms, (6, 2, 2, 2, 1, 1))
+
+    return _new_name(source, make)
+
+
+def _new_name(source: Source, draw: Callable[[], str]) -> str:
+    """A name of this split, and of no function of the other one."""
+
+    def make() -> str:
+        name = draw()
         return "get_item" if any(word in name for word in _FORBIDDEN) else name
 
     while True:
@@ -244,12 +253,17 @@ _ABOUT_TWO = (
 )  # fmt: skip
 
 
+def _topic(source: Source) -> str:
+    return source.weighted((lambda: source.choice(_TOPICS), source.pick_noun, source.word), (3, 3, 4))()
+
+
 def _by_description(source: Source) -> Tool:
     """One word, known or not, is shared by the description and the request; the name may be any."""
-    topic = source.weighted((lambda: source.choice(_TOPICS), source.pick_noun, source.word), (3, 3, 4))()
-    name = _random_name(source)
     if source.chance(0.4):
-        name = source.choice((f"{source.choice(_VERBS)}_{topic}", f"{topic}_{source.choice(_VERBS)}", topic))
+        name = _new_name(source, lambda: f"{source.choice(_VERBS)}_{_topic(source)}")
+        topic = name.partition("_")[2]
+    else:
+        name, topic = _random_name(source), _topic(source)
     wanted = source.integer(1, 2)
     types: dict[str, str] = {}
     while len(types) < wanted:
