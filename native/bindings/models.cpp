@@ -2,7 +2,6 @@
 #include "bindings/bindings.h"
 
 #include <atomic>
-#include <cmath>
 #include <cstring>
 
 #include "gguf/gguf_file.h"
