@@ -9,7 +9,9 @@ from collections import defaultdict
 import pytest
 
 from tiny_bitnet.corpus import MIX, Sample, Source, draw_family, held_out_samples, passage_pair
+from tiny_bitnet.corpus.relations import make_text
 from tiny_bitnet.corpus.source import MARK, UNMARK
+from tiny_bitnet.corpus.tool_specs import make_tools
 
 # What conformance suites ask, and what names their tools.
 SUITE_PROMPTS = (
@@ -102,6 +104,26 @@ def test_held_out_wordings_of_facts_are_not_in_training(training: list[Sample]) 
         if sample.skill == "facts":
             user, answer = sample.plain()[-2:]
             assert user[1].lower().rstrip("?.") not in questions[answer[1]], user
+
+
+def test_held_out_questions_about_texts_are_not_in_training() -> None:
+    """The statements are the same here, so that only the wordings can differ."""
+    texts = Source("train", 6)
+    statements = [told for _ in range(40) for told in make_text(texts, 4).statements]
+    train, test = Source("train", 7), Source("test", 7)
+    for told in {told.relation.sentences[0]: told for told in statements}.values():
+        asked = {told.question(train) for _ in range(300)}
+        canonical = told.relation.questions[0].format(s=told.subject.name)
+        assert canonical in asked
+        assert not asked & ({told.question(test) for _ in range(60)} - {canonical})
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_functions_that_are_offered_together_differ(split: str) -> None:
+    source = Source(split, 8)
+    for _ in range(300):
+        offered = make_tools(source, 4)
+        assert len({tool.purpose for tool in offered}) == len({tool.name for tool in offered}) == 4
 
 
 def test_passages_answer_their_question() -> None:

@@ -14,7 +14,8 @@ pytest.importorskip("tokenizers")
 
 from bitnet import BitNet  # noqa: E402
 from tiny_bitnet.batches import chunk_batches, collate, passage_pairs  # noqa: E402
-from tiny_bitnet.corpus import Source, draw_family, tokenizer_texts  # noqa: E402
+from tiny_bitnet.corpus import Sample, Source, draw_family, tokenizer_texts  # noqa: E402
+from tiny_bitnet.corpus.source import marked  # noqa: E402
 from tiny_bitnet.corpus.tools import tools  # noqa: E402
 from tiny_bitnet.export import export  # noqa: E402
 from tiny_bitnet.induction import construct_induction  # noqa: E402
@@ -63,6 +64,18 @@ def test_every_conversation_survives_encoding(tokenizer: object) -> None:
             answer = sample.plain()[-1][1]
             assert text.endswith(f"Assistant: {answer}<|eot_id|>")
             assert sum(row.weights) > 0
+
+
+def test_what_decides_weighs_four_times_as_much(tokenizer: object) -> None:
+    messages = [("user", "Hello"), ("assistant", f"It is {marked('Lisbon')} and {marked('ab')}.")]
+    row = encode(tokenizer, Sample(messages, "chat"))
+    tokens = [tokenizer.decode([i], skip_special_tokens=False) for i in row.ids]  # type: ignore[attr-defined]
+    weights = {"".join(tokens[:i]): weight for i, weight in enumerate(row.weights)}
+
+    def behind(text: str) -> float:
+        return next(weight for before, weight in weights.items() if before.endswith(text))
+
+    assert behind("It is ") == behind("Lisbon and ") == pytest.approx(4 * behind("Assistant: "))
 
 
 def test_chunks_are_reproducible_and_pairs_are_aligned(tokenizer: object) -> None:

@@ -129,11 +129,8 @@ def _encode_answer(tokenizer: Tokenizer, text: str, forced: bool) -> tuple[list[
     # In all, an answer weighs a root of what it has to decide: else long ones would drown the short ones.
     scale = sum(weights) ** -0.7
     for start, end in spans:
-        at = next(
-            (i for i, (first, last) in enumerate(encoded.offsets) if start < last and first < end), None
-        )
-        if at is not None:
-            weights[at] = _DECISION
+        at = next(i for i, (first, last) in enumerate(encoded.offsets) if start < last and first < end)
+        weights[at] = _DECISION
     return ids, [weight * scale for weight in weights]
 
 

@@ -95,15 +95,20 @@ class Source:
             allowed = [w for w in options[1:] if held_out(f"wording|{key}|{w}")] or list(options)
         return self.choice(allowed)
 
+    def allows_wording(self, key: str, wording: str, canonical: str) -> bool:
+        """Whether this split has a wording of `key`; the canonical one is always in training."""
+        if wording == canonical:
+            return self.split == "train"
+        return self.allows(f"{key}|{wording}")
+
     def framed(self, frames: Sequence[str], wordings: Sequence[str], key: str) -> str:
         """A wording of this split behind one of `frames`: held out are pairs, so that no word goes untaught.
 
-        The first wording alone is always in training.
+        The first wording alone is always in training, and stands in where no pair is found.
         """
         for _ in range(100):
             frame, wording = self.choice(frames), self.choice(wordings)
-            always = not frame and wording == wordings[0]
-            if self.split == "train" if always else self.allows(f"wording|{key}|{frame}|{wording}"):
+            if self.allows_wording(f"wording|{key}", f"{frame}|{wording}", f"|{wordings[0]}"):
                 return frame + wording
         return wordings[0]
 

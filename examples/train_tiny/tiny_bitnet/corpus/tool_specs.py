@@ -242,8 +242,7 @@ _ABOUT_ONE = (
     "What is the {t} of {0}?", "Tell me the {t} of {0}", "Is there a {t} in {0}?", "Look up the {t} {0}.",
     "How many {t}s are there in {0}?", "I need a {t} for {0}.", "Put {0} into the {t}.",
     "Cancel the {t} {0}.", "Make the {t} {0}", "Do we have {0} in the {t}?", "Which {t} belongs to {0}?",
-    "{0}: which {t}?",
-    "Please remove {0} from my {t}.", "Search for {t}s with {0}", "Change the {t} to {0}",
+    "{0}: which {t}?", "Please remove {0} from my {t}.", "Search for {t}s with {0}", "Change the {t} to {0}",
 )  # fmt: skip
 _ABOUT_TWO = (
     "Add {0} to my {t} for {1}.", "I have {0} at {1}, put it into the {t}.", "{t} from {0} to {1}?",
