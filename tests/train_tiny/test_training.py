@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+# What is imported below these two needs them; without them the tests are skipped.
 torch = pytest.importorskip("torch")
 
-pytestmark = pytest.mark.reference
 pytest.importorskip("tokenizers")
 
 from bitnet import BitNet  # noqa: E402
@@ -23,11 +27,13 @@ from tiny_bitnet.model import ModelConfig, TinyBitNet  # noqa: E402
 from tiny_bitnet.tokenizer import encode, merge, text_ids, train_tokenizer  # noqa: E402
 from tiny_bitnet.train import Trainer, TrainOptions, _losses  # noqa: E402
 
+pytestmark = pytest.mark.reference
+
 CONFIG = ModelConfig(vocab_size=640, intermediate_size=128, num_hidden_layers=2)
 
 
 @pytest.fixture(scope="module")
-def tokenizer() -> object:
+def tokenizer() -> Tokenizer:
     return train_tokenizer(tokenizer_texts(0, 300), CONFIG.vocab_size)
 
 
@@ -39,7 +45,9 @@ def network() -> TinyBitNet:
     return model
 
 
-def test_branches_are_the_same_as_conversations_of_their_own(tokenizer: object, network: TinyBitNet) -> None:
+def test_branches_are_the_same_as_conversations_of_their_own(
+    tokenizer: Tokenizer, network: TinyBitNet
+) -> None:
     families = [[encode(tokenizer, sample) for sample in tools(Source("train", seed))] for seed in range(8)]
     merged = [merge(rows) for rows in families]
     assert sum(len(row.ids) for row in merged) < 0.5 * sum(len(row.ids) for rows in families for row in rows)
@@ -55,21 +63,21 @@ def test_branches_are_the_same_as_conversations_of_their_own(tokenizer: object, 
     assert compared >= 3
 
 
-def test_every_conversation_survives_encoding(tokenizer: object) -> None:
+def test_every_conversation_survives_encoding(tokenizer: Tokenizer) -> None:
     source = Source("train", 5)
     for _ in range(150):
         for sample in draw_family(source):
             row = encode(tokenizer, sample)
-            text = tokenizer.decode(row.ids, skip_special_tokens=False)  # type: ignore[attr-defined]
+            text = tokenizer.decode(row.ids, skip_special_tokens=False)
             answer = sample.plain()[-1][1]
             assert text.endswith(f"Assistant: {answer}<|eot_id|>")
             assert sum(row.weights) > 0
 
 
-def test_what_decides_weighs_four_times_as_much(tokenizer: object) -> None:
+def test_what_decides_weighs_four_times_as_much(tokenizer: Tokenizer) -> None:
     messages = [("user", "Hello"), ("assistant", f"It is {marked('Lisbon')} and {marked('ab')}.")]
     row = encode(tokenizer, Sample(messages, "chat"))
-    tokens = [tokenizer.decode([i], skip_special_tokens=False) for i in row.ids]  # type: ignore[attr-defined]
+    tokens = [tokenizer.decode([i], skip_special_tokens=False) for i in row.ids]
     weights = {"".join(tokens[:i]): weight for i, weight in enumerate(row.weights)}
 
     def behind(text: str) -> float:
@@ -78,7 +86,7 @@ def test_what_decides_weighs_four_times_as_much(tokenizer: object) -> None:
     assert behind("It is ") == behind("Lisbon and ") == pytest.approx(4 * behind("Assistant: "))
 
 
-def test_chunks_are_reproducible_and_pairs_are_aligned(tokenizer: object) -> None:
+def test_chunks_are_reproducible_and_pairs_are_aligned(tokenizer: Tokenizer) -> None:
     one, two = (list(islice(chunk_batches(tokenizer, 0, 4, False, 500, 900), 3)) for _ in range(2))
     assert all(
         torch.equal(a.ids, b.ids) and torch.equal(a.weights, b.weights) for a, b in zip(one, two, strict=True)
@@ -88,7 +96,7 @@ def test_chunks_are_reproducible_and_pairs_are_aligned(tokenizer: object) -> Non
     assert pairs.ids.shape[0] == 16
 
 
-def test_a_run_resumes_and_its_file_runs(tokenizer: object, tmp_path: Path) -> None:
+def test_a_run_resumes_and_its_file_runs(tokenizer: Tokenizer, tmp_path: Path) -> None:
     options = TrainOptions(steps=4, early_steps=2, evaluate_every=1000, pairs=4, pairs_every=2, seed=1)
     first = Trainer(tokenizer, CONFIG, options, tmp_path)
     first.step = 2  # as if stopped half way

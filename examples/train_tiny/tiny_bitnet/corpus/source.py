@@ -89,11 +89,8 @@ class Source:
 
     def wording(self, options: Sequence[str], key: str = "") -> str:
         """A wording of this split. The first one is always in training, so that nothing goes untaught."""
-        if self.split == "train":
-            allowed = [w for i, w in enumerate(options) if i == 0 or not held_out(f"wording|{key}|{w}")]
-        else:
-            allowed = [w for w in options[1:] if held_out(f"wording|{key}|{w}")] or list(options)
-        return self.choice(allowed)
+        allowed = [w for w in options if self.allows_wording(f"wording|{key}", w, options[0])]
+        return self.choice(allowed or options)
 
     def allows_wording(self, key: str, wording: str, canonical: str) -> bool:
         """Whether this split has a wording of `key`; the canonical one is always in training."""
