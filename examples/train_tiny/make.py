@@ -7,6 +7,7 @@ python examples/train_tiny/make.py --help     # what can be changed
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -17,6 +18,7 @@ from tiny_bitnet.export import export
 from tiny_bitnet.model import ModelConfig
 from tiny_bitnet.tokenizer import load_tokenizer, train_tokenizer
 from tiny_bitnet.train import TrainOptions, train
+from tiny_bitnet.warm_start import read_config, read_tokenizer
 
 STAGES = ("tokenizer", "train", "export", "evaluate")
 
@@ -29,6 +31,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--folder", type=Path, default=Path("tiny_run"), help="checkpoints and results")
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES, help="do only these")
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
+    parser.add_argument("--start", type=Path, help="a GGUF file made here, to go on from instead of nothing")
     parser.add_argument("--output", type=Path, help="the GGUF file (default: bitnet-tiny.gguf in the folder)")
     parser.add_argument("--steps", type=int, default=defaults.steps)
     parser.add_argument("--minutes", type=float, default=0, help="let the decay take so long, not steps")
@@ -43,8 +46,8 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def make_tokenizer(path: Path, vocab_size: int, seed: int) -> None:
-    tokenizer = train_tokenizer(tokenizer_texts(seed), vocab_size)
+def make_tokenizer(path: Path, vocab_size: int, seed: int, start: Path | None) -> None:
+    tokenizer = read_tokenizer(start) if start else train_tokenizer(tokenizer_texts(seed), vocab_size)
     path.parent.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(path))
 
@@ -55,14 +58,17 @@ def main() -> None:
         torch.set_num_threads(options.threads)
     tokenizer_path = options.folder / "tokenizer.json"
     if "tokenizer" in options.stages and not (options.resume and tokenizer_path.exists()):
-        make_tokenizer(tokenizer_path, options.vocab, options.seed)
+        make_tokenizer(tokenizer_path, options.vocab, options.seed, options.start)
     tokenizer = load_tokenizer(tokenizer_path)
     if "train" in options.stages:
-        config = ModelConfig(
-            vocab_size=tokenizer.get_vocab_size(),
-            num_hidden_layers=options.layers,
-            intermediate_size=options.ffn,
-        )
+        if options.start:
+            config = replace(read_config(options.start), num_hidden_layers=options.layers)
+        else:
+            config = ModelConfig(
+                vocab_size=tokenizer.get_vocab_size(),
+                num_hidden_layers=options.layers,
+                intermediate_size=options.ffn,
+            )
         train_options = TrainOptions(
             steps=options.steps,
             minutes=options.minutes,
@@ -71,7 +77,7 @@ def main() -> None:
             device=options.device,
             matmul=options.matmul,
         )
-        train(tokenizer, config, train_options, options.folder, options.resume)
+        train(tokenizer, config, train_options, options.folder, options.resume, options.start)
     output = options.output or options.folder / "bitnet-tiny.gguf"
     if "export" in options.stages:
         export(options.folder / "checkpoint.pt", tokenizer, output)

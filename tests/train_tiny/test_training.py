@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +18,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("tokenizers")
 
 from bitnet import BitNet  # noqa: E402
+from bitnet.models import bundled  # noqa: E402
 from tiny_bitnet.batches import chunk_batches, collate, passage_pairs  # noqa: E402
 from tiny_bitnet.corpus import Sample, Source, draw_family, tokenizer_texts  # noqa: E402
 from tiny_bitnet.corpus.source import marked  # noqa: E402
@@ -26,6 +28,7 @@ from tiny_bitnet.induction import construct_induction  # noqa: E402
 from tiny_bitnet.model import ModelConfig, TinyBitNet  # noqa: E402
 from tiny_bitnet.tokenizer import encode, merge, text_ids, train_tokenizer  # noqa: E402
 from tiny_bitnet.train import Trainer, TrainOptions, _losses  # noqa: E402
+from tiny_bitnet.warm_start import read_config, read_tokenizer  # noqa: E402
 
 pytestmark = pytest.mark.reference
 
@@ -116,3 +119,28 @@ def test_a_run_resumes_and_its_file_runs(tokenizer: Tokenizer, tmp_path: Path) -
             expected = second.model(torch.tensor([ids])).numpy()
         found = model.logits(ids)
         assert abs(found - expected).max() < 0.05 * abs(expected).max()
+
+
+def test_a_run_goes_on_from_a_file(tmp_path: Path) -> None:
+    file = bundled.path()
+    tokenizer, config = read_tokenizer(file), read_config(file)
+    text = 'Привет, world 42! {"a": 1} <tool_call> x\n\n  y'
+    trainer = Trainer(tokenizer, config, TrainOptions(), tmp_path)
+    trainer.start_from(file)
+    larger = replace(config, num_hidden_layers=config.num_hidden_layers + 2)
+    grown = Trainer(tokenizer, larger, TrainOptions(), tmp_path)
+    grown.start_from(file)
+    with BitNet(file) as model:
+        assert model.tokenize(text, add_special=False) == text_ids(tokenizer, text)
+        ids = model.tokenize(text)
+        expected = model.logits(ids)
+    for network in (trainer.model, grown.model):
+        with torch.no_grad():
+            found = network(torch.tensor([ids])).numpy()
+        assert abs(found - expected).max() < 0.05 * abs(expected).max()
+    trainer.save()
+    export(trainer.checkpoint, tokenizer, tmp_path / "again.gguf")
+    with BitNet(tmp_path / "again.gguf") as model:
+        assert abs(model.logits(ids) - expected).max() < 1e-3 * abs(expected).max()
+    with pytest.raises(ValueError, match="the file has 6 layers, 2 more than asked for"):
+        Trainer(tokenizer, replace(config, num_hidden_layers=4), TrainOptions(), tmp_path).start_from(file)

@@ -1,7 +1,7 @@
 """Muon (Jordan et al. 2024): AdamW's counterpart for the matrices of the layers.
 
 An update moves all directions of a matrix equally far, instead of each of its numbers. torch.optim.Muon does
-the same in bfloat16, which takes twenty times as long on a CPU without support for it.
+the same, but always in bfloat16, which takes twenty times as long on a CPU without support for it.
 """
 
 from __future__ import annotations
@@ -17,12 +17,21 @@ _STEPS = 5
 
 
 class Muon(torch.optim.Optimizer):
-    """The learning rate is one of AdamW: updates have the size that AdamW's have (Liu et al. 2025)."""
+    """The learning rate is one of AdamW: updates have the size that AdamW's have (Liu et al. 2025).
+
+    `dtype` is that of the iteration that makes the matrices orthogonal.
+    """
 
     def __init__(
-        self, parameters: Iterable[Tensor], lr: float, weight_decay: float, momentum: float = 0.95
+        self,
+        parameters: Iterable[Tensor],
+        lr: float,
+        weight_decay: float,
+        momentum: float = 0.95,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__(parameters, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
+        self.dtype = dtype
 
     @torch.no_grad()
     def step(self) -> None:  # type: ignore[override]  # without a closure
@@ -32,7 +41,8 @@ class Muon(torch.optim.Optimizer):
                 if parameter.grad is not None:
                     alike[parameter.shape].append(parameter)
             for shape, parameters in alike.items():
-                updates = _orthogonal(torch.stack([self._smoothed(p, group["momentum"]) for p in parameters]))
+                smoothed = torch.stack([self._smoothed(p, group["momentum"]) for p in parameters])
+                updates = _orthogonal(smoothed, self.dtype)
                 size = 0.2 * max(shape) ** 0.5
                 for parameter, update in zip(parameters, updates, strict=True):
                     parameter.mul_(1 - group["lr"] * group["weight_decay"])
@@ -48,13 +58,13 @@ class Muon(torch.optim.Optimizer):
         return parameter.grad.lerp(average, momentum)
 
 
-def _orthogonal(matrices: Tensor) -> Tensor:
+def _orthogonal(matrices: Tensor, dtype: torch.dtype) -> Tensor:
     """About U V^T for each matrix U S V^T [n, rows, columns], by Newton and Schulz's iteration."""
     a, b, c = _COEFFICIENTS
     tall = matrices.shape[1] > matrices.shape[2]
     x = matrices.mT if tall else matrices
-    x = x / x.norm(dim=(1, 2), keepdim=True).clamp_(min=1e-7)
+    x = (x / x.norm(dim=(1, 2), keepdim=True).clamp_(min=1e-7)).to(dtype)
     for _ in range(_STEPS):
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return x.mT if tall else x
+    return (x.mT if tall else x).float()

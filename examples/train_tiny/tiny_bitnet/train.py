@@ -20,6 +20,7 @@ from .induction import construct_induction
 from .model import ModelConfig, TinyBitNet
 from .muon import Muon
 from .scoring import held_out_rows, score
+from .warm_start import add_layers, read_config, read_weights
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ def _optimizers(model: TinyBitNet, options: TrainOptions) -> tuple[Muon, torch.o
         (matrices if parameter.dim() == 2 and "embed" not in name else other).append(parameter)
     rate = options.learning_rate
     return (
-        Muon(matrices, rate, options.weight_decay),
+        Muon(matrices, rate, options.weight_decay, dtype=model.matmul_dtype),
         torch.optim.AdamW(other, rate, betas=(0.9, 0.95), weight_decay=0, fused=True),
     )
 
@@ -153,6 +154,13 @@ class Trainer:
             optimizer.load_state_dict(saved)
         self.step, self.chunk = state["step"], state["chunk"]
         self.tokens, self.seconds = state["tokens"], state["seconds"]
+
+    def start_from(self, path: Path) -> None:
+        """Take over the weights of a GGUF file, with as many new layers as the configuration has more."""
+        config = read_config(path)
+        more = self.model.config.num_hidden_layers - config.num_hidden_layers
+        self.model.load_state_dict(add_layers(read_weights(path, self.options.seed), config, more))
+        self.step = self.options.early_steps
 
     def _batches(self) -> Iterator[Batch]:
         o = self.options
@@ -240,12 +248,19 @@ class Trainer:
 
 
 def train(
-    tokenizer: Tokenizer, config: ModelConfig, options: TrainOptions, folder: Path, resume: bool = False
+    tokenizer: Tokenizer,
+    config: ModelConfig,
+    options: TrainOptions,
+    folder: Path,
+    resume: bool = False,
+    start: Path | None = None,
 ) -> Path:
-    """Train (or go on training) in `folder`; returns the checkpoint."""
+    """Train in `folder`, from nothing, from its checkpoint or from a GGUF file; returns the checkpoint."""
     folder.mkdir(parents=True, exist_ok=True)
     trainer = Trainer(tokenizer, config, options, folder)
     if resume and trainer.checkpoint.exists():
         trainer.resume()
+    elif start:
+        trainer.start_from(start)
     trainer.run()
     return trainer.checkpoint
