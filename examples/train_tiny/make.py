@@ -43,7 +43,13 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=0, help="CPU threads (default: PyTorch's choice)")
     parser.add_argument("--device", default=defaults.device, help="auto, cpu, cuda")
     parser.add_argument("--matmul", default=defaults.matmul, choices=("auto", "float32", "bfloat16"))
-    return parser.parse_args()
+    options = parser.parse_args()
+    if options.start and (options.vocab, options.ffn) != (
+        ModelConfig.vocab_size,
+        ModelConfig.intermediate_size,
+    ):
+        parser.error("--vocab and --ffn are those of --start's file; only --layers can be more")
+    return options
 
 
 def make_tokenizer(path: Path, vocab_size: int, seed: int, start: Path | None) -> None:

@@ -68,7 +68,11 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     # The same merges behind the split of the run time, which also takes a whole piece that is a token.
     state = json.loads(learner.to_str())
     state["model"]["ignore_merges"] = True
-    tokenizer = Tokenizer.from_str(json.dumps(state))
+    return at_run_time(Tokenizer.from_str(json.dumps(state)))
+
+
+def at_run_time(tokenizer: Tokenizer) -> Tokenizer:
+    """The tokenizer with the split that the engine knows as `llama-bpe`."""
     tokenizer.pre_tokenizer = split_by(LLAMA_SPLIT)
     tokenizer.decoder = decoders.ByteLevel()
     return tokenizer

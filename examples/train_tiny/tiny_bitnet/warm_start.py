@@ -13,31 +13,33 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tokenizers import AddedToken, Tokenizer, decoders, models
+from tokenizers import AddedToken, Tokenizer, models
 from torch import Tensor
 
 from bitnet.models.gguf_source import read_gguf
 
 from .export import ARCHITECTURE, gguf_name
 from .model import ModelConfig, TinyBitNet
-from .tokenizer import LLAMA_SPLIT, SPECIAL_TOKENS, split_by
+from .tokenizer import SPECIAL_TOKENS, at_run_time
 
 _MARGIN = 0.05  # of the scale, between a weight and the threshold at which it would round differently
+_QUIET = 1e-3  # of the outputs of a layer that is added, so that it changes next to nothing at first
+_FIRST_ADDED = 2  # behind the two layers of the constructed start
 
 
 def read_tokenizer(path: Path) -> Tokenizer:
+    """The tokenizer of a file that was made here. Raises ModelFileError if it is no GGUF file."""
     metadata = read_gguf(path).metadata
     tokens, merges = (metadata[f"tokenizer.ggml.{key}"][0] for key in ("tokens", "merges"))
     ids = {token: i for i, token in enumerate(tokens)}
     pairs = [(left, right) for left, _, right in (merge.partition(" ") for merge in merges)]
-    tokenizer = Tokenizer(models.BPE(ids, pairs, ignore_merges=True))
-    tokenizer.pre_tokenizer = split_by(LLAMA_SPLIT)
-    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer = at_run_time(Tokenizer(models.BPE(ids, pairs, ignore_merges=True)))
     tokenizer.add_special_tokens([AddedToken(t, normalized=False, special=True) for t in SPECIAL_TOKENS])
     return tokenizer
 
 
 def read_config(path: Path) -> ModelConfig:
+    """The sizes of a file that was made here. Raises ModelFileError if it is no GGUF file."""
     metadata = read_gguf(path).metadata
 
     def number(key: str) -> Any:
@@ -76,7 +78,7 @@ def unrounded(codes: NDArray[np.int8], scale: float, random: np.random.Generator
 
 
 def read_weights(path: Path, seed: int = 0) -> dict[str, Tensor]:
-    """The state of a TinyBitNet."""
+    """The state of a TinyBitNet of the file's sizes, float32."""
     source = read_gguf(path)
     random = np.random.default_rng(seed)
     found: dict[str, NDArray[np.float32]] = {}
@@ -88,12 +90,8 @@ def read_weights(path: Path, seed: int = 0) -> dict[str, Tensor]:
     return {name: torch.from_numpy(found[gguf_name(name)].copy()) for name in names}
 
 
-_QUIET = 1e-3  # of the outputs of a layer that is added, so that it changes next to nothing at first
-_FIRST_ADDED = 2  # behind the two layers of the constructed start
-
-
 def add_layers(weights: dict[str, Tensor], config: ModelConfig, count: int) -> dict[str, Tensor]:
-    """The state of a network with so many more layers."""
+    """The state of a network with `count` more layers. Raises ValueError if `count` is negative."""
     if count < 0:
         raise ValueError(
             f"the file has {config.num_hidden_layers} layers, {-count} more than asked for; "
