@@ -45,9 +45,9 @@ def reset(sock: socket.socket) -> None:
 
 @pytest.fixture
 def endless(models_folder: Path) -> Iterator[BitNet]:
-    """Its answers go on to max_tokens."""
-    path = make_model(ModelSpec(hidden_size=320, ffn_size=136, context_length=4096), models_folder)
-    with BitNet(path, n_ctx=2048, n_batch=4) as model:
+    """Its answers go on to max_tokens: for more than a second on a fast machine, too."""
+    spec = ModelSpec(hidden_size=640, n_heads=10, ffn_size=2560, n_layers=12, context_length=4096)
+    with BitNet(make_model(spec, models_folder), n_ctx=2048, n_batch=4) as model:
         yield model
 
 
