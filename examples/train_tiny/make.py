@@ -32,6 +32,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES, help="do only these")
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
     parser.add_argument("--start", type=Path, help="a GGUF file made here, to go on from instead of nothing")
+    parser.add_argument(
+        "--added-only", action="store_true", help="train only layers that --start's file has not"
+    )
     parser.add_argument("--output", type=Path, help="the GGUF file (default: bitnet-tiny.gguf in the folder)")
     parser.add_argument("--steps", type=int, default=defaults.steps)
     parser.add_argument("--minutes", type=float, default=0, help="let the decay take so long, not steps")
@@ -49,6 +52,8 @@ def arguments() -> argparse.Namespace:
         ModelConfig.intermediate_size,
     ):
         parser.error("--vocab and --ffn are those of --start's file; only --layers can be more")
+    if options.added_only and not options.start:
+        parser.error("--added-only needs --start: the file whose layers are kept")
     return options
 
 
@@ -83,7 +88,15 @@ def main() -> None:
             device=options.device,
             matmul=options.matmul,
         )
-        train(tokenizer, config, train_options, options.folder, options.resume, options.start)
+        train(
+            tokenizer,
+            config,
+            train_options,
+            options.folder,
+            options.resume,
+            options.start,
+            options.added_only,
+        )
     output = options.output or options.folder / "bitnet-tiny.gguf"
     if "export" in options.stages:
         export(options.folder / "checkpoint.pt", tokenizer, output)

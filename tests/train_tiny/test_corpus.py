@@ -9,9 +9,11 @@ from collections import defaultdict
 import pytest
 
 from tiny_bitnet.corpus import MIX, Sample, Source, draw_family, held_out_samples, passage_pair
+from tiny_bitnet.corpus.finding import line_choice
 from tiny_bitnet.corpus.relations import make_text
 from tiny_bitnet.corpus.source import MARK, UNMARK
 from tiny_bitnet.corpus.tool_specs import make_tools
+from tiny_bitnet.corpus.tools import listed_tools
 
 # What conformance suites ask, and what names their tools.
 SUITE_PROMPTS = (
@@ -57,6 +59,36 @@ def test_marks_are_paired_and_only_in_answers(training: list[Sample]) -> None:
             assert role == "assistant" or not marks, sample
 
 
+def test_clues_stand_in_a_prompt_before_their_answer(training: list[Sample]) -> None:
+    found = [sample for sample in training if sample.clue]
+    skills = {sample.skill for sample in found}
+    assert skills == {"ctx", "tool_call", "tool_answer", "function_choice", "options", "selection", "line"}
+    for sample in found:
+        messages = sample.plain()
+        before = messages[: sample.answer % len(messages)]
+        assert messages[len(before)][0] == "assistant"
+        assert sample.clue
+        assert sample.clue.label in sample.clue.evidence
+        assert any(sample.clue.evidence in text for _, text in before), sample
+        assert any(sample.clue.question in text for _, text in before), sample
+
+
+def test_a_drill_of_lines_asks_for_words_of_one_line() -> None:
+    source = Source("train", 9)
+    asked = 0
+    for sample in (sample for _ in range(100) for sample in line_choice(source)):
+        (_, prompt), (_, answer) = sample.plain()
+        assert sample.clue
+        assert sample.clue.label == answer
+        if match := re.fullmatch(r"Which line has (\S+)\?", sample.clue.question):
+            word = rf"(?<!\w){re.escape(match[1])}(?!\w)"
+            lines = prompt[: prompt.rindex(sample.clue.question)]
+            assert re.search(word, sample.clue.evidence)
+            assert not re.search(word, lines.replace(sample.clue.evidence, ""))
+            asked += 1
+    assert asked > 50
+
+
 def test_calls_are_valid_and_name_a_listed_tool(training: list[Sample]) -> None:
     seen = 0
     for sample in training:
@@ -64,9 +96,8 @@ def test_calls_are_valid_and_name_a_listed_tool(training: list[Sample]) -> None:
         text = messages[-1][1]
         if not text.startswith("<tool_call>"):
             continue
-        listed = re.search(r"<tools>\n(.*)\n</tools>", messages[0][1], re.DOTALL)
-        assert listed
-        tools = {d["function"]["name"]: d["function"] for d in map(json.loads, listed[1].splitlines())}
+        tools = {d["function"]["name"]: d["function"] for d in listed_tools(messages[0][1])}
+        assert tools
         for call in map(json.loads, re.findall(r"<tool_call>(.*?)</tool_call>", text)):
             assert list(call["arguments"]) == tools[call["name"]]["parameters"].get("required", [])
             seen += 1
@@ -85,8 +116,8 @@ def test_entities_of_the_two_splits_never_meet() -> None:
 
 def test_tools_of_the_test_are_unknown_in_training(training: list[Sample]) -> None:
     def names(samples: list[Sample]) -> set[str]:
-        text = "\n".join(s.messages[0][1] for s in samples if s.messages[0][0] == "system")
-        return set(re.findall(r'"function": \{"name": "(\w+)"', text))
+        systems = [s.messages[0][1] for s in samples if s.messages[0][0] == "system"]
+        return {tool["function"]["name"] for text in systems for tool in listed_tools(text)}
 
     # Names with a capital are those of records, as libraries make them from classes: a closed set.
     tested = {name for name in names(held_out_samples(30, 2)) if not name[0].isupper()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -21,13 +22,23 @@ from bitnet import BitNet  # noqa: E402
 from bitnet.models import bundled  # noqa: E402
 from tiny_bitnet.batches import chunk_batches, collate, passage_pairs  # noqa: E402
 from tiny_bitnet.corpus import Sample, Source, draw_family, tokenizer_texts  # noqa: E402
+from tiny_bitnet.corpus.choosing import options  # noqa: E402
+from tiny_bitnet.corpus.finding import line_choice  # noqa: E402
+from tiny_bitnet.corpus.reading import reading  # noqa: E402
 from tiny_bitnet.corpus.source import marked  # noqa: E402
 from tiny_bitnet.corpus.tools import tools  # noqa: E402
 from tiny_bitnet.export import export  # noqa: E402
+from tiny_bitnet.guides import (  # noqa: E402
+    COPY,
+    DECISION,
+    OWN_LABEL,
+    SAME_TOKEN,
+    small_letters,
+)
 from tiny_bitnet.induction import construct_induction  # noqa: E402
 from tiny_bitnet.model import ModelConfig, TinyBitNet  # noqa: E402
-from tiny_bitnet.tokenizer import encode, merge, text_ids, train_tokenizer  # noqa: E402
-from tiny_bitnet.train import Trainer, TrainOptions, _losses  # noqa: E402
+from tiny_bitnet.tokenizer import Encoded, encode, merge, text_ids, train_tokenizer  # noqa: E402
+from tiny_bitnet.train import Trainer, TrainOptions, _answers_loss  # noqa: E402
 from tiny_bitnet.warm_start import read_config, read_tokenizer  # noqa: E402
 
 pytestmark = pytest.mark.reference
@@ -59,11 +70,115 @@ def test_branches_are_the_same_as_conversations_of_their_own(
         if sum(row.weights[: row.branches.count(0)]) > 0:
             continue  # an answer in the common beginning counts once
         with torch.no_grad():
-            together = _losses(network, collate([row]), torch.device("cpu"))
-            apart = sum(_losses(network, collate([alone]), torch.device("cpu")) for alone in rows)
+            together = _answers_loss(network, collate([row]), torch.device("cpu"))
+            apart = sum(_answers_loss(network, collate([alone]), torch.device("cpu")) for alone in rows)
         assert float(together) == pytest.approx(float(apart), rel=1e-3)
         compared += 1
     assert compared >= 3
+
+
+def _guided(row: Encoded) -> set[tuple[int, int, int, int]]:
+    """Guides as token ids: what looks, and the first and the last token it should look at."""
+    return {(kind, row.ids[at], row.ids[start], row.ids[end - 1]) for kind, at, start, end, _ in row.guides}
+
+
+def test_guides_lead_to_labels_and_to_the_same_token(tokenizer: Tokenizer) -> None:
+    source = Source("train", 12)
+    same = small_letters(tokenizer)
+    seen: Counter[tuple[int, bool]] = Counter()
+    tells = 0
+    for skill in (tools, line_choice, reading, options):
+        for _ in range(12):
+            family = skill(source)
+            rows = [encode(tokenizer, sample) for sample in family]
+            for sample, row in zip(family, rows, strict=True):
+                ids = [same[i] for i in row.ids]
+                asked = min((guide.place for guide in row.guides if guide.kind == SAME_TOKEN), default=0)
+                for kind, place, start, end, told in row.guides:
+                    seen[kind, end > 1] += 1
+                    if kind == COPY:
+                        assert row.ids[start] == row.ids[place + 1]
+                        assert start < place
+                        assert row.weights[place + 1] > 0
+                        continue
+                    assert sample.clue
+                    assert told == -1 or sample.clue.label.startswith(tokenizer.decode([told]))
+                    tells += told >= 0
+                    looked_at = tokenizer.decode(row.ids[start:end])
+                    if kind == OWN_LABEL:
+                        assert sample.clue.label.startswith(looked_at.strip(' ("'))
+                        assert place >= end == start + 1
+                    elif kind == SAME_TOKEN and end > 1:
+                        assert sample.clue.evidence in looked_at
+                        assert ids[place] in ids[start:end]
+                    elif kind == SAME_TOKEN:
+                        assert ids[place] not in ids[:asked]
+                    else:
+                        assert sample.clue.question in looked_at
+            # A merged row has the same guides, each once.
+            merged = merge(rows)
+            assert _guided(merged) >= set().union(*map(_guided, rows))
+            assert len(set(merged.guides)) == len(merged.guides) <= sum(len(row.guides) for row in rows)
+            for _, place, start, end, _ in merged.guides:
+                assert start < end
+                assert merged.branches[start] in (0, merged.branches[place])
+    assert set(seen) == {
+        (OWN_LABEL, True),
+        (SAME_TOKEN, True),
+        (SAME_TOKEN, False),
+        (DECISION, True),
+        (COPY, True),
+    }
+    assert min(seen.values()) > 40
+    assert tells > 200
+
+
+def test_the_loss_of_a_guide_is_the_attention_that_is_elsewhere() -> None:
+    torch.manual_seed(0)
+    network = TinyBitNet(replace(CONFIG, num_hidden_layers=4))
+    ids = torch.randint(5, CONFIG.vocab_size, (2, 30))
+    ids[1, [3, 9, 12, 15, 20]] = 7
+    network(ids)
+
+    def share(*guide: int) -> float:
+        return float(network.guide_loss(ids, torch.tensor([[1, *guide, -1]]), None).detach().neg().exp())
+
+    parts = [share(OWN_LABEL, 20, *part) for part in ((0, 8), (8, 15), (15, 21))]
+    assert sum(parts) == pytest.approx(1)
+    assert min(parts) > 0
+    assert share(OWN_LABEL, 20, 0, 30) == pytest.approx(1)  # what comes later is not seen
+    attention = _attention(network, SAME_TOKEN)
+    assert share(SAME_TOKEN, 20, 2, 10) == pytest.approx(float(attention[[3, 9]].sum()), rel=1e-4)
+    assert share(SAME_TOKEN, 20, 0, 1) == pytest.approx(float(attention[0]), rel=1e-4)
+    # A decision is to look at the tokens of the question (10 to 19) that were found: here 12 and 15.
+    found = [[1, SAME_TOKEN, place, 2, 8, -1] for place in (12, 15)] + [[1, SAME_TOKEN, 13, 0, 1, -1]]
+    lost = [
+        float(network.guide_loss(ids, torch.tensor(guides), None).detach())
+        for guides in ([*found, [1, DECISION, 20, 10, 19, -1]], found)
+    ]
+    attention = _attention(network, DECISION)
+    assert lost[0] - lost[1] == pytest.approx(-float(attention[[12, 15]].sum().log()), rel=1e-3)
+
+
+def test_what_a_head_found_is_told_by_a_readout() -> None:
+    torch.manual_seed(0)
+    network = TinyBitNet(replace(CONFIG, num_hidden_layers=4))
+    with torch.no_grad():
+        network(torch.randint(5, CONFIG.vocab_size, (2, 30)))
+    guides = torch.tensor(
+        [[1, OWN_LABEL, 20, 3, 4, 9], [0, OWN_LABEL, 8, 3, 4, -1], [0, DECISION, 29, 5, 9, 7]]
+    )
+    found = [network.guided[OWN_LABEL][2][1, 20], network.guided[DECISION][2][0, 29]]
+    readout = torch.nn.Linear(CONFIG.head_dim, CONFIG.vocab_size).requires_grad_(False)
+    normed = [states / states.square().mean().sqrt() for states in found]
+    wanted = sum(-readout(n).log_softmax(0)[told] for n, told in zip(normed, (9, 7), strict=True))
+    assert float(network.told_loss(guides, readout)) == pytest.approx(float(wanted), rel=1e-3)
+
+
+def _attention(network: TinyBitNet, kind: int) -> torch.Tensor:
+    """What token 20 of row 1 gives to each token before it."""
+    queries, keys = (states[1].detach().double() for states in network.guided[kind][:2])
+    return torch.softmax(queries[20] @ keys[:21].T / CONFIG.head_dim**0.5, 0)
 
 
 def test_every_conversation_survives_encoding(tokenizer: Tokenizer) -> None:
@@ -130,6 +245,10 @@ def test_a_run_goes_on_from_a_file(tmp_path: Path) -> None:
     larger = replace(config, num_hidden_layers=config.num_hidden_layers + 2)
     grown = Trainer(tokenizer, larger, TrainOptions(), tmp_path)
     grown.start_from(file)
+    with torch.no_grad():
+        for layer in grown.model.blocks[2:4]:  # those that were added: without them it is the same network
+            layer.self_attn.attn_sub_norm.weight.zero_()
+            layer.mlp.ffn_sub_norm.weight.zero_()
     with BitNet(file) as model:
         assert model.tokenize(text, add_special=False) == text_ids(tokenizer, text)
         ids = model.tokenize(text)
@@ -142,5 +261,24 @@ def test_a_run_goes_on_from_a_file(tmp_path: Path) -> None:
     export(trainer.checkpoint, tokenizer, tmp_path / "again.gguf")
     with BitNet(tmp_path / "again.gguf") as model:
         assert abs(model.logits(ids) - expected).max() < 1e-3 * abs(expected).max()
-    with pytest.raises(ValueError, match="the file has 6 layers, 2 more than asked for"):
-        Trainer(tokenizer, replace(config, num_hidden_layers=4), TrainOptions(), tmp_path).start_from(file)
+    fewer = replace(config, num_hidden_layers=4)
+    more = config.num_hidden_layers - 4
+    with pytest.raises(
+        ValueError, match=f"the file has {config.num_hidden_layers} layers, {more} more than asked for"
+    ):
+        Trainer(tokenizer, fewer, TrainOptions(), tmp_path).start_from(file)
+
+
+def test_layers_that_a_file_has_can_be_kept(tmp_path: Path) -> None:
+    file = bundled.path()
+    config = read_config(file)
+    larger = replace(config, num_hidden_layers=config.num_hidden_layers + 1)
+    trainer = Trainer(read_tokenizer(file), larger, TrainOptions(warmup_steps=1), tmp_path)
+    trainer.keep(file)
+    trainer.start_from(file)
+    before = {name: weight.clone() for name, weight in trainer.model.state_dict().items()}
+    trainer._update([next(trainer._batches())])
+    after = trainer.model.state_dict()
+    changed = {name for name, weight in before.items() if not torch.equal(weight, after[name])}
+    assert len(changed) > 8
+    assert all(name.startswith("model.layers.2.") for name in changed)

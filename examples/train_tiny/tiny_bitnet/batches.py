@@ -11,6 +11,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from .corpus import EARLY, MIX, Source, draw_family, passage_pair
+from .guides import COPY, Guide
 from .tokenizer import BEGIN, END, SPECIAL_TOKENS, Encoded, encode, merge, text_ids
 
 _CHUNK = 600  # families of conversations that are sorted by length together
@@ -24,6 +25,7 @@ class Batch:
     wanted: Tensor  # flat places whose next token is a target
     targets: Tensor
     weights: Tensor
+    guides: Tensor  # [n, 6]: a row, and a Guide
     tokens: int  # without padding
 
 
@@ -42,7 +44,8 @@ def repeated_tokens(rng: random.Random, vocab_size: int, low: int = 4, high: int
     # The first token of the second half cannot be known.
     weights = [0.0] * (len(half) + 2) + [len(half) ** -0.5] * (len(half) - 1)
     ids = [BEGIN, *half, *half]
-    return Encoded(ids, weights, list(range(len(ids))), [0] * len(ids))
+    guides = [Guide(COPY, len(half) + i, i + 1, i + 2) for i in range(1, len(half))]
+    return Encoded(ids, weights, list(range(len(ids))), [0] * len(ids), guides)
 
 
 def collate(rows: list[Encoded]) -> Batch:
@@ -60,6 +63,7 @@ def collate(rows: list[Encoded]) -> Batch:
     flat = torch.arange(len(rows))[:, None] * length + torch.arange(length - 1)
     wanted = target_weights > 0
     tokens = sum(len(row.ids) for row in rows)
+    guides = [(i, *guide) for i, row in enumerate(rows) for guide in row.guides]
     return Batch(
         ids,
         positions,
@@ -67,6 +71,7 @@ def collate(rows: list[Encoded]) -> Batch:
         flat[wanted],
         targets[wanted],
         target_weights[wanted],
+        torch.tensor(guides, dtype=torch.long).view(-1, 6),
         tokens,
     )
 

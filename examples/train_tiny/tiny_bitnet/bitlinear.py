@@ -50,13 +50,15 @@ class _NormBitLinear(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         normed, norm, inverse_rms, integers, factor, codes, scales = ctx.saved_tensors
-        grad_weights = ((grad * factor).to(codes.dtype).T @ integers).float()
+        grad_weights: tuple[Tensor | None, ...] = (None,) * len(ctx.rows)
+        if any(ctx.needs_input_grad[4:]):
+            grad_weights = ((grad * factor).to(codes.dtype).T @ integers).float().split(ctx.rows)
         grad_scaled = ((grad * scales).to(codes.dtype) @ codes).float()
         grad_norm = (grad_scaled * normed).sum(0)
         grad_normed = grad_scaled.mul_(norm)
         along = (grad_normed * normed).mean(-1, keepdim=True)
         grad_x = grad_normed.sub_(normed * along).mul_(inverse_rms)
-        return (grad_x, grad_norm, None, None, *grad_weights.split(ctx.rows))
+        return (grad_x, grad_norm, None, None, *grad_weights)
 
 
 def norm_bit_linear(

@@ -18,9 +18,10 @@ from bitnet import BitNet, Message, Reply, ToolCall
 from .corpus import Message as Turn
 from .corpus import Sample, Source, held_out_samples, passage_pair
 from .corpus.facts import canonical_questions
+from .corpus.tools import listed_tools
 
 _CALL = re.compile(r"<tool_call>(.*?)</tool_call>")
-_TOOLS = re.compile(r"\n*# Tools\n<tools>\n(.*?)\n</tools>\n.*", re.DOTALL)
+_TOOLS = re.compile(r"\n*# Tools\n<tools>.*", re.DOTALL)
 
 
 class Prompt(NamedTuple):
@@ -57,7 +58,7 @@ def as_prompt(turns: Iterable[Turn]) -> Prompt:
     for role, text in turns:
         listed = _TOOLS.search(text) if role == "system" else None
         if listed:
-            tools = [json.loads(line) for line in listed[1].splitlines()]
+            tools = listed_tools(text)
             text = text[: listed.start()]
             if not text:
                 continue
@@ -224,8 +225,8 @@ NAMES = {
     "condense": "a follow-up question as a whole question",
     "arith": "sums up to 10 in wordings never seen",
 }
-# Made up by the model, with no one right answer.
-_UNMEASURED = ("story", "invention")
+# Made up by the model, with no one right answer; and drills, of what other skills are measured by.
+_UNMEASURED = ("story", "invention", "function_choice", "line")
 
 
 def recall(model: BitNet, count: int = 50, tests: int = 4) -> tuple[int, int]:

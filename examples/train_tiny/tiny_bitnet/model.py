@@ -16,8 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .bitlinear import norm_bit_linear, rms_norm
+from .guides import DECISION, SAME_TOKEN
 
 Places = tuple[Tensor, Tensor, Tensor | None]  # cosines and sines of the positions, and a mask
+GUIDED_HEAD = -1  # of a guided layer; the constructed start does not need it
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class ModelConfig:
     vocab_size: int = 1536
     hidden_size: int = 256
     intermediate_size: int = 512
-    num_hidden_layers: int = 6
+    num_hidden_layers: int = 9
     num_attention_heads: int = 4
     num_key_value_heads: int = 2
     head_dim: int = 64
@@ -103,12 +105,22 @@ class TinyBitNet(nn.Module):
         self.config = config
         self.matmul_dtype = matmul_dtype
         self.model = Decoder(config)
+        # Queries, keys and what was found: of the guided heads in the last pass, of the last layer so far.
+        self.guided: list[tuple[Tensor, Tensor, Tensor]] = []
+        self.attended: tuple[Tensor, Tensor, Tensor]
         half = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
         positions = torch.arange(config.max_position_embeddings, dtype=torch.float32)
         angles = positions[:, None] * config.rope_theta ** (-half)
         self.register_buffer("cos", angles.cos(), persistent=False)
         self.register_buffer("sin", angles.sin(), persistent=False)
         self._initialise()
+
+    @property
+    def guided_layers(self) -> tuple[int, int, int, int]:
+        """The layers with a head that learns from the guides of each kind where to look."""
+        layers = self.config.num_hidden_layers
+        first = layers // 4
+        return first, first + 1, first + 2, max(first + 3, layers - 3)
 
     @property
     def blocks(self) -> list[Layer]:
@@ -138,6 +150,7 @@ class TinyBitNet(nn.Module):
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         k, v = (t.repeat_interleave(c.queries_per_kv, 1) for t in (k, v))
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
+        self.attended = q[:, GUIDED_HEAD], k[:, GUIDED_HEAD], mixed[:, GUIDED_HEAD]
         return mixed.transpose(1, 2).reshape(batch * length, c.num_attention_heads * c.head_dim)
 
     def _places(self, length: int, positions: Tensor | None, branches: Tensor | None) -> Places:
@@ -156,9 +169,12 @@ class TinyBitNet(nn.Module):
         eps, dtype = self.config.rms_norm_eps, self.matmul_dtype
         places = self._places(ids.shape[1], positions, branches)
         x = self.model.embed_tokens(ids.reshape(-1))
-        for layer in self.blocks:
+        self.guided = []
+        for number, layer in enumerate(self.blocks):
             attention, mlp = layer.self_attn, layer.mlp
             mixed = self._attend(attention, x, layer.input_layernorm.weight, ids.shape, places)
+            if number in self.guided_layers:
+                self.guided.append(self.attended)
             x = x + norm_bit_linear(
                 mixed, attention.attn_sub_norm.weight, [attention.o_proj.weight], eps, dtype
             )
@@ -169,6 +185,48 @@ class TinyBitNet(nn.Module):
             gated = F.relu(gate).square() * up
             x = x + norm_bit_linear(gated, mlp.ffn_sub_norm.weight, [mlp.down_proj.weight], eps, dtype)
         return x
+
+    def guide_loss(self, ids: Tensor, guides: Tensor, branches: Tensor | None) -> Tensor:
+        """How little the guided heads looked where they should in the last pass: nats, a mean for each kind.
+
+        ids: those of a Batch, tokens that count as the same made the same; guides: [n, 6], as in a Batch.
+        """
+        at = torch.arange(ids.shape[1], device=ids.device)
+        total = torch.zeros((), device=ids.device)
+        telling = torch.zeros_like(ids, dtype=torch.bool)
+        matched = guides[(guides[:, 1] == SAME_TOKEN) & (guides[:, 4] > 1)]
+        telling[matched[:, 0], matched[:, 2]] = True
+        for kind, (queries, keys, _) in enumerate(self.guided):
+            row, _, place, start, end, _ = guides[guides[:, 1] == kind].unbind(1)
+            if len(row) == 0:
+                continue
+            scores = (queries @ keys.mT)[row, place] * self.config.head_dim**-0.5
+            seen = at <= place[:, None]
+            if branches is not None:
+                seen &= (branches[row] == branches[row, place][:, None]) | (branches[row] == 0)
+            wanted = (at >= start[:, None]) & (at < end[:, None]) & seen
+            if kind == SAME_TOKEN:
+                wanted &= (ids[row] == ids[row, place][:, None]) | (at == 0)
+            elif kind == DECISION:
+                wanted &= telling[row]
+            lowest = torch.finfo(scores.dtype).min
+            found = torch.logsumexp(scores.masked_fill(~wanted, lowest), 1)
+            total = total + (torch.logsumexp(scores.masked_fill(~seen, lowest), 1) - found).mean()
+        return total
+
+    def told_loss(self, guides: Tensor, readout: nn.Linear) -> Tensor:
+        """How badly what guided heads found in the last pass tells the labels: nats, a mean for each kind.
+
+        guides: [n, 6], as in a Batch; readout: from a head to the vocabulary, for this loss only.
+        """
+        total = torch.zeros((), device=guides.device)
+        for kind, (_, _, found) in enumerate(self.guided):
+            row, _, place, _, _, told = guides[(guides[:, 1] == kind) & (guides[:, 5] >= 0)].unbind(1)
+            if len(row):
+                states = found[row, place]
+                size = states.square().mean(-1, keepdim=True).add(1e-6).rsqrt()
+                total = total + F.cross_entropy(readout(states * size), told)
+        return total
 
     def normed(self, x: Tensor) -> Tensor:
         return rms_norm(x, self.model.norm.weight, self.config.rms_norm_eps)

@@ -16,6 +16,7 @@ from typing import NamedTuple
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from .corpus.source import MARK, UNMARK, Message, Sample, unmarked
+from .guides import Guide, clue_guides, copy_guides
 
 LLAMA_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|"
@@ -42,6 +43,7 @@ class Encoded(NamedTuple):
     weights: list[float]
     positions: list[int]
     branches: list[int]
+    guides: list[Guide]
 
 
 def split_by(pattern: str) -> pre_tokenizers.PreTokenizer:
@@ -114,7 +116,10 @@ def _marked_spans(text: str) -> tuple[str, list[tuple[int, int]]]:
     return plain, spans
 
 
-def _encode_answer(tokenizer: Tokenizer, text: str, forced: bool) -> tuple[list[int], list[float]]:
+def _encode_answer(
+    tokenizer: Tokenizer, text: str, forced: bool
+) -> tuple[list[int], list[float], list[tuple[int, int]]]:
+    """Tokens, their weights, and which tokens [start, end) are what is marked."""
     plain, spans = _marked_spans(text)
     encoded = tokenizer.encode(plain, add_special_tokens=False)
     ids = [*encoded.ids, END_OF_TURN]
@@ -135,23 +140,38 @@ def _encode_answer(tokenizer: Tokenizer, text: str, forced: bool) -> tuple[list[
     for start, end in spans:
         at = next(i for i, (first, last) in enumerate(encoded.offsets) if start < last and first < end)
         weights[at] = _DECISION
-    return ids, [weight * scale for weight in weights]
+    inside = [_inside(encoded.offsets, start, end - (plain[end - 1] == '"')) for start, end in spans]
+    return ids, [weight * scale for weight in weights], inside
+
+
+def _inside(offsets: Sequence[tuple[int, int]], start: int, end: int) -> tuple[int, int]:
+    """The tokens with nothing but characters of [start, end)."""
+    found = [i for i, (a, b) in enumerate(offsets) if start <= a and b <= end]
+    return (found[0], found[-1] + 1) if found else (0, 0)
 
 
 def encode(tokenizer: Tokenizer, sample: Sample) -> Encoded:
     """A conversation for training. An answer is tokenised apart from its prompt, as when it is generated."""
     ids, weights = [BEGIN], [0.0]
     pending: list[Message] = []
-    for role, text in sample.messages:
+    guides: list[Guide] = []
+    for message in sample.messages:
+        role, text = message
         if role != "assistant":
             pending.append((role, text))
             continue
         prompt = text_ids(tokenizer, prompt_text(pending))
-        answer, answer_weights = _encode_answer(tokenizer, text, sample.forced)
-        ids += prompt + answer
+        answer, answer_weights, spans = _encode_answer(tokenizer, text, sample.forced)
+        if sample.clue and message is sample.messages[sample.answer]:
+            decision = max(range(len(answer)), key=answer_weights.__getitem__)
+            asked = prompt_text(pending)
+            guides += clue_guides(tokenizer, asked, sample.clue, len(ids), decision, answer[decision])
+        ids += prompt
+        guides += copy_guides(ids, answer, spans)
+        ids += answer
         weights += [0.0] * len(prompt) + answer_weights
         pending = []
-    return Encoded(ids, weights, list(range(len(ids))), [0] * len(ids))
+    return Encoded(ids, weights, list(range(len(ids))), [0] * len(ids), list(dict.fromkeys(guides)))
 
 
 def merge(rows: Sequence[Encoded]) -> Encoded:
@@ -170,10 +190,16 @@ def merge(rows: Sequence[Encoded]) -> Encoded:
         common -= 1
     ids, weights, positions = first.ids[:common], first.weights[:common], list(range(common))
     branches = [0] * common
+    guides: dict[Guide, None] = {}  # in order, each once
     for i, row in enumerate(rows, 1):
         length = len(row.ids) - common
+        moved = len(ids) - common
+        for kind, place, start, end, told in row.guides:
+            # What begins in the common part and ends in the branch has other branches, unseen, in between.
+            start, end = start + moved * (start >= common), end + moved * (end > common)
+            guides[Guide(kind, place + moved * (place >= common), start, end, told)] = None
         ids += row.ids[common:]
         weights += row.weights[common:]
         positions += range(common, common + length)
         branches += [i] * length
-    return Encoded(ids, weights, positions, branches)
+    return Encoded(ids, weights, positions, branches, list(guides))

@@ -12,20 +12,21 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from tokenizers import Tokenizer
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from .batches import Batch, Pairs, chunk_batches, passage_pairs
+from .guides import small_letters
 from .induction import construct_induction
 from .model import ModelConfig, TinyBitNet
 from .muon import Muon
 from .scoring import held_out_rows, score
-from .warm_start import add_layers, read_config, read_weights
+from .warm_start import FIRST_ADDED, add_layers, read_config, read_weights
 
 
 @dataclass(frozen=True)
 class TrainOptions:
-    steps: int = 17_500
+    steps: int = 27_000
     minutes: float = 0  # if not 0: the decay takes this long, whatever the steps, and ends the run
     tokens_per_batch: int = 560
     batches_per_step: int = 4  # of different lengths, and so of different skills
@@ -33,6 +34,8 @@ class TrainOptions:
     pairs: int = 20  # question and passage, for text embeddings
     pairs_every: int = 16  # steps
     pairs_weight: float = 1.0
+    guide_weight: float = 1.0
+    told_weight: float = 0.3
     learning_rate: float = 1.5e-3
     warmup_steps: int = 60
     weight_decay: float = 0.05
@@ -67,11 +70,15 @@ def choose_matmul(name: str, device: torch.device) -> torch.dtype:
     return min(seconds, key=lambda dtype: seconds[dtype])
 
 
-def _optimizers(model: TinyBitNet, options: TrainOptions) -> tuple[Muon, torch.optim.AdamW]:
-    """Muon for the matrices of the layers, AdamW for the embedding and the norms."""
+def _optimizers(
+    model: TinyBitNet, readout: nn.Linear, options: TrainOptions
+) -> tuple[Muon, torch.optim.AdamW]:
+    """Muon for the matrices of the layers, AdamW for the embedding, the norms and the readout."""
     matrices: list[Tensor] = []
-    other: list[Tensor] = []
+    other: list[Tensor] = list(readout.parameters())
     for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
         (matrices if parameter.dim() == 2 and "embed" not in name else other).append(parameter)
     rate = options.learning_rate
     return (
@@ -95,7 +102,7 @@ def _schedule(
     optimizers[0].param_groups[0]["weight_decay"] = options.weight_decay if progress < 0.5 else 0.0
 
 
-def _losses(model: TinyBitNet, batch: Batch, device: torch.device) -> Tensor:
+def _answers_loss(model: TinyBitNet, batch: Batch, device: torch.device) -> Tensor:
     """The weighted sum of the losses of a batch."""
     branches = None if batch.branches is None else batch.branches.to(device)
     logits = model(batch.ids.to(device), batch.wanted.to(device), batch.positions.to(device), branches)
@@ -119,13 +126,16 @@ class Trainer:
     ) -> None:
         self.tokenizer, self.options, self.folder = tokenizer, options, folder
         self.device = choose_device(options.device)
+        self.same = torch.tensor(small_letters(tokenizer), device=self.device)
         torch.manual_seed(options.seed)
         self.model = TinyBitNet(config, choose_matmul(options.matmul, self.device))
         construct_induction(self.model)
         self.model.to(self.device)
-        self.optimizers = _optimizers(self.model, options)
+        self.readout = nn.Linear(config.head_dim, config.vocab_size).to(self.device)
+        self.optimizers = _optimizers(self.model, self.readout, options)
         self.step = self.chunk = self.tokens = 0
         self.seconds = 0.0
+        self.guided = 0.0  # moving average of the guides' losses
         self.started = time.monotonic()
 
     @property
@@ -136,6 +146,7 @@ class Trainer:
         state = {
             "config": self.model.config.to_dict(),
             "model": self.model.state_dict(),
+            "readout": self.readout.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "options": asdict(self.options),
             "step": self.step,
@@ -150,6 +161,7 @@ class Trainer:
     def resume(self) -> None:
         state = torch.load(self.checkpoint, map_location=self.device, weights_only=True)
         self.model.load_state_dict(state["model"])
+        self.readout.load_state_dict(state["readout"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
         self.step, self.chunk = state["step"], state["chunk"]
@@ -161,6 +173,14 @@ class Trainer:
         more = self.model.config.num_hidden_layers - config.num_hidden_layers
         self.model.load_state_dict(add_layers(read_weights(path, self.options.seed), config, more))
         self.step = self.options.early_steps
+
+    def keep(self, path: Path) -> None:
+        """Train only the layers that a GGUF file has not."""
+        more = self.model.config.num_hidden_layers - read_config(path).num_hidden_layers
+        added = tuple(f"model.layers.{i}." for i in range(FIRST_ADDED, FIRST_ADDED + more))
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_(name.startswith(added))
+        self.optimizers = _optimizers(self.model, self.readout, self.options)
 
     def _batches(self) -> Iterator[Batch]:
         o = self.options
@@ -182,10 +202,13 @@ class Trainer:
         _schedule(self.optimizers, self.options, self.step, self._left())
         total = sum(float(batch.weights.sum()) for batch in batches)
         value = 0.0
+        self.guided *= 0.98
         for batch in batches:
-            loss = _losses(self.model, batch, self.device) / total
-            loss.backward()  # type: ignore[no-untyped-call]  # torch declares it without types
+            loss = _answers_loss(self.model, batch, self.device) / total
+            guided = self._guides_loss(batch) / len(batches)
+            (loss + guided).backward()  # type: ignore[no-untyped-call]  # torch declares it without types
             value += loss.item()
+            self.guided += 0.02 * guided.item()
             self.tokens += batch.tokens
         if self.step % self.options.pairs_every == 0 and self.step >= self.options.early_steps:
             self._pairs_step()
@@ -195,6 +218,14 @@ class Trainer:
             optimizer.zero_grad(set_to_none=True)
         self.step += 1
         return value
+
+    def _guides_loss(self, batch: Batch) -> Tensor:
+        """The loss of the guides of the batch that was last passed through the model."""
+        guides = batch.guides.to(self.device)
+        branches = None if batch.branches is None else batch.branches.to(self.device)
+        looked = self.model.guide_loss(self.same[batch.ids.to(self.device)], guides, branches)
+        told = self.model.told_loss(guides, self.readout)
+        return looked * self.options.guide_weight + told * self.options.told_weight
 
     def _pairs_step(self) -> None:
         pairs = passage_pairs(self.tokenizer, self.options.seed, self.step, self.options.pairs)
@@ -218,7 +249,8 @@ class Trainer:
                 bar.update()
                 if self.step % 20 == 0:
                     speed, millions = self.tokens / self.seconds, self.tokens / 1e6
-                    bar.set_postfix_str(f"loss {average:.3f}, {millions:.2f} M tokens, {speed:.0f}/s")
+                    losses = f"loss {average:.3f}, guides {self.guided:.2f}"
+                    bar.set_postfix_str(f"{losses}, {millions:.2f} M tokens, {speed:.0f}/s")
                 if self.step % options.evaluate_every == 0:
                     exact = score(self.model, rows, self.device)
                     exact["embedding"] = self._recall()
@@ -254,10 +286,16 @@ def train(
     folder: Path,
     resume: bool = False,
     start: Path | None = None,
+    added_only: bool = False,
 ) -> Path:
-    """Train in `folder`, from nothing, from its checkpoint or from a GGUF file; returns the checkpoint."""
+    """Train in `folder`, from nothing, from its checkpoint or from a GGUF file; returns the checkpoint.
+
+    added_only: train the layers that the file has not, and leave the others as they are.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     trainer = Trainer(tokenizer, config, options, folder)
+    if start and added_only:
+        trainer.keep(start)
     if resume and trainer.checkpoint.exists():
         trainer.resume()
     elif start:

@@ -23,8 +23,8 @@ from .model import ModelConfig, TinyBitNet
 from .tokenizer import SPECIAL_TOKENS, at_run_time
 
 _MARGIN = 0.05  # of the scale, between a weight and the threshold at which it would round differently
-_QUIET = 1e-3  # of the outputs of a layer that is added, so that it changes next to nothing at first
-_FIRST_ADDED = 2  # behind the two layers of the constructed start
+_QUIET = 0.1  # of what the MLP of an added layer puts out, so that it changes little at first
+FIRST_ADDED = 2  # behind the two layers of the constructed start
 
 
 def read_tokenizer(path: Path) -> Tokenizer:
@@ -99,11 +99,11 @@ def add_layers(weights: dict[str, Tensor], config: ModelConfig, count: int) -> d
         )
     grown = TinyBitNet(replace(config, num_hidden_layers=config.num_hidden_layers + count)).state_dict()
     for name in grown:
-        if "o_proj" in name or "down_proj" in name:
+        if "down_proj" in name:
             grown[name] *= _QUIET
     for name, weight in weights.items():
         parts = name.split(".")
         if parts[1] == "layers":
-            parts[2] = str(int(parts[2]) + (count if int(parts[2]) >= _FIRST_ADDED else 0))
+            parts[2] = str(int(parts[2]) + (count if int(parts[2]) >= FIRST_ADDED else 0))
         grown[".".join(parts)] = weight
     return grown

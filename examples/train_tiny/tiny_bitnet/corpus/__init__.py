@@ -10,6 +10,7 @@ from .chat import chat, chat_copy, dialogue
 from .choosing import options
 from .copying import copying
 from .facts import facts, unknown
+from .finding import line_choice
 from .judging import condense, judge
 from .pairs import passage_pair
 from .reading import conversation, reading, refine
@@ -17,16 +18,16 @@ from .source import Family, Message, Sample, Source, held_out, unmarked
 from .story import story
 from .structured import invention, schema
 from .sums import arithmetic
-from .tools import forced, tools
+from .tools import forced, function_choice, tools
 
 Skill = Callable[[Source], Family | Sample]
 Mix = dict[Skill, float]
 
 # Shares of families. One of tools has fifteen times the tokens of a fact, and eight conversations.
 MIX: Mix = {
-    facts: 75, unknown: 4, chat: 17, chat_copy: 9, dialogue: 3, copying: 16, arithmetic: 1, story: 1,
-    reading: 30, refine: 1, conversation: 3, judge: 2.5, condense: 3,
-    tools: 18, forced: 1.5, schema: 3, invention: 0.2, options: 34,
+    facts: 210, unknown: 13, chat: 20, chat_copy: 9, dialogue: 6, copying: 16, arithmetic: 1, story: 1,
+    reading: 52, refine: 2, conversation: 6, judge: 4, condense: 3.5,
+    tools: 28, function_choice: 16, forced: 1.5, schema: 3, invention: 0.2, options: 34, line_choice: 14,
 }  # fmt: skip
 # The constructed start is kept by much copying in the first minutes.
 EARLY: Mix = {facts: 22, chat: 10, chat_copy: 10, copying: 42, reading: 6, arithmetic: 5, story: 2, tools: 3}

@@ -6,8 +6,9 @@ import json
 
 from . import prompts, words, world
 from .facts import with_article
+from .finding import numbered
 from .relations import make_subject, make_text
-from .source import Family, Sample, Source, marked
+from .source import Clue, Family, Sample, Source, marked
 from .tool_specs import definition
 from .tools import call_text, tool_prompt
 from .words import listed
@@ -50,8 +51,10 @@ _FEELING_QUESTIONS = (
 )  # fmt: skip
 
 
-def _numbered(items: list[str], form: str = "{}. {}", end: str = "\n") -> str:
-    return end.join(form.format(i + 1, item) for i, item in enumerate(items))
+def _numbered_choice(asked: str, right: int, line: str, question: str) -> Sample:
+    """The answer is the number of the line."""
+    clue = Clue(line, str(right + 1), question)
+    return Sample([("user", asked), ("assistant", marked(right + 1))], "options", False, clue)
 
 
 def _topic(source: Source) -> str:
@@ -78,22 +81,24 @@ def _selection(source: Source) -> Family:
     for right in source.sample(range(len(topics)), len(topics)):
         question = source.wording(_TOPIC_QUESTIONS, "topic").format(topics[right])
         if kind == 0:
-            asked = f"{_numbered(items)}\n{question}\n{source.choice(_NUMBER_ONLY)}"
-            family.append(Sample([("user", asked), ("assistant", marked(right + 1))], "options"))
+            asked = f"{numbered(items)}\n{question}\n{source.choice(_NUMBER_ONLY)}"
+            family.append(_numbered_choice(asked, right, f"{right + 1}. {items[right]}", question))
             continue
         several = kind == 3 and source.chance(0.4)
         prompt = prompts.SELECT_SOME if several else prompts.SELECT_ONE
-        choices = _numbered(items, "({}) {}", "\n\n")
+        choices = numbered(items, "({}) {}", "\n\n")
         asked = prompt.format(count=len(items), choices=choices, question=question, most=len(items))
+        line = f"({right + 1}) {items[right]}"
         reason = f"It is about {marked(topics[right])}."
         if kind == 1:
-            family.append(Sample([("user", asked), ("assistant", marked(right + 1))], "options"))
+            family.append(_numbered_choice(asked, right, line, question))
         elif kind == 2:
             answer = (
                 f'[{{"choice": {marked(right + 1)}, "reason": {json.dumps(reason, ensure_ascii=False)}}}]'
             )
             answer = answer.replace("\\u0002", "\x02").replace("\\u0003", "\x03")
-            family.append(Sample([("user", asked), ("assistant", answer)], "selection", forced=True))
+            clue = Clue(line, str(right + 1), question)
+            family.append(Sample([("user", asked), ("assistant", answer)], "selection", True, clue))
         else:
             tool = definition(
                 source,
@@ -105,7 +110,7 @@ def _selection(source: Source) -> Family:
                 "SingleSelection", {"index": right + 1, "reason": f"It is about {topics[right]}."}
             )
             messages = [("system", tool_prompt([tool])), ("user", asked), ("assistant", call)]
-            family.append(Sample(messages, "selection", forced=True))
+            family.append(Sample(messages, "selection", True, Clue(line, str(right + 1), question)))
     return family
 
 
@@ -117,10 +122,10 @@ def _category(source: Source) -> Family:
     for right, (category, item) in enumerate(zip(categories, items, strict=True)):
         which = f"Which of these is {with_article(category)}"
         if kind == 0:
-            asked = f"{_numbered(items)}\n{which}? {source.choice(_NUMBER_ONLY)}"
+            asked = f"{numbered(items)}\n{which}? {source.choice(_NUMBER_ONLY)}"
             answer = str(right + 1)
         elif kind == 1:
-            asked = f"{which}?\n{_numbered(items)}\n{source.choice(_NUMBER_ONLY)}"
+            asked = f"{which}?\n{numbered(items)}\n{source.choice(_NUMBER_ONLY)}"
             answer = str(right + 1)
         elif kind == 2:
             letters = "\n".join(f"{'ABCDE'[i]}) {option}" for i, option in enumerate(items))
@@ -140,8 +145,8 @@ def _found(source: Source) -> Family:
     family = []
     for right, item in enumerate(items):
         question = source.choice(("Which option is {}?", "Find the number of {}.", "Choose {}.")).format(item)
-        asked = f"{_numbered(items)}\n{question} {source.choice(_NUMBER_ONLY)}"
-        family.append(Sample([("user", asked), ("assistant", marked(right + 1))], "options"))
+        asked = f"{numbered(items)}\n{question} {source.choice(_NUMBER_ONLY)}"
+        family.append(_numbered_choice(asked, right, f"{right + 1}. {item}", question))
     return family
 
 
@@ -159,13 +164,13 @@ def _feeling(source: Source) -> Family:
 def _lines(source: Source) -> Family:
     """Which of several sentences answers a question."""
     statements = [make_text(source, 1).statements[0] for _ in range(source.integer(2, 5))]
-    lines = _numbered([told.sentence for told in statements], source.choice(("{}. {}", "{}: {}", "({}) {}")))
+    form = source.choice(("{}. {}", "{}: {}", "({}) {}"))
+    lines = numbered([told.sentence for told in statements], form)
     family = []
     for right, told in enumerate(statements):
-        asked = (
-            f"{lines}\nQuestion: {told.question(source)}\nWhich line has the answer? Answer with the number."
-        )
-        family.append(Sample([("user", asked), ("assistant", marked(right + 1))], "options"))
+        question = told.question(source)
+        asked = f"{lines}\nQuestion: {question}\nWhich line has the answer? Answer with the number."
+        family.append(_numbered_choice(asked, right, form.format(right + 1, told.sentence), question))
     return family
 
 
@@ -173,12 +178,14 @@ def _rank(source: Source) -> Family:
     """Which of several documents answers a question."""
     longest = source.integer(1, 2)
     stories = [make_text(source, longest) for _ in range(source.integer(2, 4))]
-    documents = _numbered([story.text.replace("\n", " ") for story in stories], "Document {}:\n{}", "\n\n")
+    form = "Document {}:\n{}"
+    texts = [story.text.replace("\n", " ") for story in stories]
+    documents = numbered(texts, form, "\n\n")
     family = []
     for right, story in enumerate(stories):
         question = source.choice(story.statements).question(source)
         asked = f"{documents}\n\nQuestion: {question}\nWhich document has the answer? Answer with the number."
-        family.append(Sample([("user", asked), ("assistant", marked(right + 1))], "options"))
+        family.append(_numbered_choice(asked, right, form.format(right + 1, texts[right]), question))
     return family
 
 

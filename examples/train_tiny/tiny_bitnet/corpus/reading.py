@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from . import prompts, words
 from .relations import Statement, Story, make_text, statement
-from .source import Family, Message, Sample, Source, marked, unmarked
+from .source import Clue, Family, Message, Sample, Source, marked, unmarked
 
 
 def _layout(source: Source) -> tuple[str | None, str | None]:
@@ -65,7 +65,8 @@ def reading(source: Source) -> Family:
         question = asked.question(source)
         messages: list[Message] = [("system", system.format(text=text))] if system else []
         messages += [("user", user.format(text=text, question=question)), ("assistant", answer)]
-        family.append(Sample(messages, skill))
+        clue = Clue(asked.sentence, asked.sentence.split()[0], question) if skill == "ctx" else None
+        family.append(Sample(messages, skill, False, clue))
     return family
 
 

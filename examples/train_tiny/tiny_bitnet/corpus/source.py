@@ -28,12 +28,26 @@ def unmarked(text: str) -> str:
     return text.replace(MARK, "").replace(UNMARK, "")
 
 
+class Clue(NamedTuple):
+    """What decides an answer, as parts of the prompts before it.
+
+    The evidence is one of several alike (a line, a sentence, a function), and is called by its label, which
+    is in it; the question has words that are in the evidence.
+    """
+
+    evidence: str
+    label: str
+    question: str
+
+
 class Sample(NamedTuple):
     """One conversation; the model is trained on the assistant's messages."""
 
     messages: list[Message]
     skill: str
     forced: bool = False  # a grammar will force how the answer begins: only what is marked is trained
+    clue: Clue | None = None
+    answer: int = -1  # which message the clue is for
 
     def plain(self) -> list[Message]:
         """The messages without marks."""
@@ -73,6 +87,10 @@ class Source:
 
     def sample(self, options: Sequence[T], count: int) -> list[T]:
         return self.random.sample(options, count)
+
+    def choices(self, options: Sequence[T], count: int) -> list[T]:
+        """So many, some of them more than once."""
+        return self.random.choices(options, k=count)
 
     def weighted(self, options: Sequence[T], weights: Sequence[float]) -> T:
         return self.random.choices(options, weights)[0]

@@ -5,7 +5,7 @@ Half are put together at random, half are the everyday functions of `everyday.py
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from . import words
@@ -279,11 +279,11 @@ def _by_description(source: Source) -> Tool:
     return Tool(name, topic, described, ask)
 
 
-def make_tools(source: Source, count: int) -> list[Tool]:
-    """So many tools of different names and purposes."""
+def make_tools(source: Source, count: int, shares: Sequence[float] = (50, 25, 25)) -> list[Tool]:
+    """So many tools of different names and purposes; shares: everyday, asked by description, by name."""
     found: list[Tool] = []
     while len(found) < count:
-        tool = source.weighted((_everyday, _by_description, _by_name), (50, 25, 25))(source)
+        tool = source.weighted((_everyday, _by_description, _by_name), shares)(source)
         if not any(tool.name == other.name or tool.purpose == other.purpose for other in found):
             found.append(tool)
     return found

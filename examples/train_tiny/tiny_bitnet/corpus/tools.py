@@ -1,23 +1,41 @@
 """Conversations with functions, Hermes style: "tool_call", "tool_none" (none is needed), "tool_answer" (from
-a result), "tool_pair" (two calls at once), "tool_forced" (a grammar demands a call, whatever is said)."""
+a result), "tool_pair" (two calls at once), "tool_forced" (a grammar demands a call, whatever is said),
+"function_choice" (a drill)."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from . import words
 from .chat import chat, introduction
 from .everyday import Value
 from .facts import facts
-from .source import Family, Message, Sample, Source, marked
+from .source import Clue, Family, Message, Sample, Source, marked
 from .tool_specs import Arguments, Tool, definition, make_tools, spoken, value_of
 from .words import listed
 
 
-def tool_prompt(definitions: list[dict[str, object]], before: str = "") -> str:
+def _tool_line(entry: Mapping[str, Any]) -> str:
+    """A function as the chat template lists it."""
+    return json.dumps(entry, ensure_ascii=False)
+
+
+def _clue(tool: Tool, asked: str) -> Clue:
+    return Clue(_tool_line(tool.definition), tool.name, asked)
+
+
+def listed_tools(text: str) -> list[dict[str, Any]]:
+    """The definitions that a system text lists."""
+    lines = re.search(r"<tools>\n(.*?)\n</tools>", text, re.DOTALL)
+    return [json.loads(line) for line in lines[1].splitlines()] if lines else []
+
+
+def tool_prompt(definitions: list[dict[str, Any]], before: str = "") -> str:
     """The system text that lists the functions."""
-    lines = "\n".join(json.dumps(entry, ensure_ascii=False) for entry in definitions)
+    lines = "\n".join(map(_tool_line, definitions))
     prompt = (
         f"# Tools\n<tools>\n{lines}\n</tools>\n"
         'To call a tool, reply <tool_call>{"name": ..., "arguments": {...}}</tool_call>'
@@ -139,8 +157,25 @@ def tools(source: Source) -> Family:
             family.append(Sample([system, *history, *messages], "tool_pair"))
             continue
         else:
-            messages = _turn(source, source.choice(available), 0.45)
+            tool = source.choice(available)
+            messages = _turn(source, tool, 0.45)
+            clue, call = _clue(tool, messages[0][1]), 2 + len(history)
+            family.append(Sample([system, *history, *messages], _skill(messages), False, clue, call))
+            continue
         family.append(Sample([system, *history, *messages], _skill(messages)))
+    return family
+
+
+def function_choice(source: Source) -> Family:
+    """Which of several functions a request needs, and nothing else: the calls break off behind the name."""
+    available = make_tools(source, source.weighted((2, 3, 4, 5), (4, 4, 3, 2)), (35, 50, 15))
+    system: Message = ("system", tool_prompt([tool.definition for tool in available]))
+    family = []
+    for tool in source.choices(available, 12):
+        begun = f'<tool_call>{{"name": "{marked(tool.name)}'
+        asked, _ = tool.ask(source)
+        messages: list[Message] = [system, ("user", asked), ("assistant", begun)]
+        family.append(Sample(messages, "function_choice", True, _clue(tool, asked)))
     return family
 
 
