@@ -39,7 +39,11 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=defaults.steps)
     parser.add_argument("--minutes", type=float, default=0, help="let the decay take so long, not steps")
     parser.add_argument("--learning-rate", type=float, default=defaults.learning_rate)
-    parser.add_argument("--layers", type=int, default=ModelConfig.num_hidden_layers)
+    parser.add_argument(
+        "--layers",
+        type=int,
+        help=f"(default: as many as --start's file has, or {ModelConfig.num_hidden_layers} without one)",
+    )
     parser.add_argument("--ffn", type=int, default=ModelConfig.intermediate_size)
     parser.add_argument("--vocab", type=int, default=ModelConfig.vocab_size)
     parser.add_argument("--seed", type=int, default=defaults.seed)
@@ -54,6 +58,8 @@ def arguments() -> argparse.Namespace:
         parser.error("--vocab and --ffn are those of --start's file; only --layers can be more")
     if options.added_only and not options.start:
         parser.error("--added-only needs --start: the file whose layers are kept")
+    if options.added_only and options.layers is None:
+        parser.error("--added-only needs --layers: more than --start's file has")
     return options
 
 
@@ -73,13 +79,14 @@ def main() -> None:
     tokenizer = load_tokenizer(tokenizer_path)
     if "train" in options.stages:
         if options.start:
-            config = replace(read_config(options.start), num_hidden_layers=options.layers)
+            config = read_config(options.start)
         else:
             config = ModelConfig(
                 vocab_size=tokenizer.get_vocab_size(),
-                num_hidden_layers=options.layers,
                 intermediate_size=options.ffn,
             )
+        if options.layers is not None:
+            config = replace(config, num_hidden_layers=options.layers)
         train_options = TrainOptions(
             steps=options.steps,
             minutes=options.minutes,

@@ -28,13 +28,7 @@ from tiny_bitnet.corpus.reading import reading  # noqa: E402
 from tiny_bitnet.corpus.source import marked  # noqa: E402
 from tiny_bitnet.corpus.tools import tools  # noqa: E402
 from tiny_bitnet.export import export  # noqa: E402
-from tiny_bitnet.guides import (  # noqa: E402
-    COPY,
-    DECISION,
-    OWN_LABEL,
-    SAME_TOKEN,
-    small_letters,
-)
+from tiny_bitnet.guides import COPY, DECISION, OWN_LABEL, SAME_TOKEN, small_letters  # noqa: E402
 from tiny_bitnet.induction import construct_induction  # noqa: E402
 from tiny_bitnet.model import ModelConfig, TinyBitNet  # noqa: E402
 from tiny_bitnet.tokenizer import Encoded, encode, merge, text_ids, train_tokenizer  # noqa: E402
@@ -276,6 +270,8 @@ def test_layers_that_a_file_has_can_be_kept(tmp_path: Path) -> None:
     trainer = Trainer(read_tokenizer(file), larger, TrainOptions(warmup_steps=1), tmp_path)
     trainer.keep(file)
     trainer.start_from(file)
+    with pytest.raises(ValueError, match="no layer was added"):
+        Trainer(read_tokenizer(file), config, TrainOptions(), tmp_path).keep(file)
     before = {name: weight.clone() for name, weight in trainer.model.state_dict().items()}
     trainer._update([next(trainer._batches())])
     after = trainer.model.state_dict()

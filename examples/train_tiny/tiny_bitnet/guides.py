@@ -10,7 +10,7 @@ import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 
 from .corpus.source import Clue
 
@@ -46,17 +46,16 @@ def _span(offsets: Sequence[tuple[int, int]], start: int, end: int) -> tuple[int
 
 
 def clue_guides(
-    tokenizer: Tokenizer, prompt: str, clue: Clue, before: int, decision: int, decided: int
+    prompt: str, encoded: Encoding, same: Sequence[int], clue: Clue, before: int, decision: int, decided: int
 ) -> list[Guide]:
     """Where the tokens of a prompt and that of the decision should look, if the clue stands in the prompt.
 
-    `before` tokens are in front of the prompt; the token `decided` is so many behind it.
+    `encoded` is the prompt, `same` are the `small_letters` of its tokenizer. `before` tokens are in front of
+    the prompt, `decision` tokens behind it is the token `decided`.
     """
     at, asked = prompt.find(clue.evidence), prompt.rfind(clue.question)
     if at < 0 or asked < at + len(clue.evidence):
         return []
-    encoded = tokenizer.encode(prompt, add_special_tokens=False)
-    same = small_letters(tokenizer)
     ids, offsets = [same[i] for i in encoded.ids], encoded.offsets
     start, end = _span(offsets, at, at + len(clue.evidence))
     label = at + clue.evidence.index(clue.label)

@@ -19,6 +19,9 @@ from .bitlinear import norm_bit_linear, rms_norm
 from .guides import DECISION, SAME_TOKEN
 
 Places = tuple[Tensor, Tensor, Tensor | None]  # cosines and sines of the positions, and a mask
+Look = tuple[
+    Tensor, Tensor, Tensor
+]  # of one head: queries, keys and what was found, [batch, length, head_dim]
 GUIDED_HEAD = -1  # of a guided layer; the constructed start does not need it
 
 
@@ -105,9 +108,7 @@ class TinyBitNet(nn.Module):
         self.config = config
         self.matmul_dtype = matmul_dtype
         self.model = Decoder(config)
-        # Queries, keys and what was found: of the guided heads in the last pass, of the last layer so far.
-        self.guided: list[tuple[Tensor, Tensor, Tensor]] = []
-        self.attended: tuple[Tensor, Tensor, Tensor]
+        self.guided: list[Look] = []  # of the guided heads in the last pass
         half = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
         positions = torch.arange(config.max_position_embeddings, dtype=torch.float32)
         angles = positions[:, None] * config.rope_theta ** (-half)
@@ -139,7 +140,8 @@ class TinyBitNet(nn.Module):
 
     def _attend(
         self, attention: Attention, x: Tensor, norm: Tensor, shape: Sequence[int], places: Places
-    ) -> Tensor:
+    ) -> tuple[Tensor, Look]:
+        """What the heads found, joined, and the look of the head that may be guided."""
         c, (batch, length), (cos, sin, mask) = self.config, shape, places
         layers = (attention.q_proj, attention.k_proj, attention.v_proj)
         joined = norm_bit_linear(
@@ -150,8 +152,8 @@ class TinyBitNet(nn.Module):
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         k, v = (t.repeat_interleave(c.queries_per_kv, 1) for t in (k, v))
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
-        self.attended = q[:, GUIDED_HEAD], k[:, GUIDED_HEAD], mixed[:, GUIDED_HEAD]
-        return mixed.transpose(1, 2).reshape(batch * length, c.num_attention_heads * c.head_dim)
+        look = q[:, GUIDED_HEAD], k[:, GUIDED_HEAD], mixed[:, GUIDED_HEAD]
+        return mixed.transpose(1, 2).reshape(batch * length, c.num_attention_heads * c.head_dim), look
 
     def _places(self, length: int, positions: Tensor | None, branches: Tensor | None) -> Places:
         if positions is None or branches is None:
@@ -172,9 +174,9 @@ class TinyBitNet(nn.Module):
         self.guided = []
         for number, layer in enumerate(self.blocks):
             attention, mlp = layer.self_attn, layer.mlp
-            mixed = self._attend(attention, x, layer.input_layernorm.weight, ids.shape, places)
+            mixed, look = self._attend(attention, x, layer.input_layernorm.weight, ids.shape, places)
             if number in self.guided_layers:
-                self.guided.append(self.attended)
+                self.guided.append(look)
             x = x + norm_bit_linear(
                 mixed, attention.attn_sub_norm.weight, [attention.o_proj.weight], eps, dtype
             )

@@ -16,7 +16,7 @@ from typing import NamedTuple
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from .corpus.source import MARK, UNMARK, Message, Sample, unmarked
-from .guides import Guide, clue_guides, copy_guides
+from .guides import Guide, clue_guides, copy_guides, small_letters
 
 LLAMA_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|"
@@ -160,16 +160,17 @@ def encode(tokenizer: Tokenizer, sample: Sample) -> Encoded:
         if role != "assistant":
             pending.append((role, text))
             continue
-        prompt = text_ids(tokenizer, prompt_text(pending))
+        asked = prompt_text(pending)
+        prompt = tokenizer.encode(asked, add_special_tokens=False)
         answer, answer_weights, spans = _encode_answer(tokenizer, text, sample.forced)
         if sample.clue and message is sample.messages[sample.answer]:
             decision = max(range(len(answer)), key=answer_weights.__getitem__)
-            asked = prompt_text(pending)
-            guides += clue_guides(tokenizer, asked, sample.clue, len(ids), decision, answer[decision])
-        ids += prompt
+            same = small_letters(tokenizer)
+            guides += clue_guides(asked, prompt, same, sample.clue, len(ids), decision, answer[decision])
+        ids += prompt.ids
         guides += copy_guides(ids, answer, spans)
         ids += answer
-        weights += [0.0] * len(prompt) + answer_weights
+        weights += [0.0] * len(prompt.ids) + answer_weights
         pending = []
     return Encoded(ids, weights, list(range(len(ids))), [0] * len(ids), list(dict.fromkeys(guides)))
 

@@ -175,8 +175,10 @@ class Trainer:
         self.step = self.options.early_steps
 
     def keep(self, path: Path) -> None:
-        """Train only the layers that a GGUF file has not."""
+        """Train only the layers that a GGUF file has not. Raises ValueError if there are none."""
         more = self.model.config.num_hidden_layers - read_config(path).num_hidden_layers
+        if more < 1:
+            raise ValueError(f"no layer was added to those of {path}: ask for more layers")
         added = tuple(f"model.layers.{i}." for i in range(FIRST_ADDED, FIRST_ADDED + more))
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(name.startswith(added))
