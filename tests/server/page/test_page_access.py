@@ -65,7 +65,7 @@ def test_finished_answers_are_announced_and_not_every_token(open_page: Opener, s
     send(page, "Hello")
     page.locator(".answer[aria-busy=true]").wait_for()
     page.locator(".stats").wait_for()
-    page.wait_for_function("said.some(text => text)")
+    expect_text(page.locator("#live"), "Answer: ")
     said = [text for text in page.evaluate("said") if text]
     assert said == ["Answer: " + "many small pieces" * 5]
     assert page.locator(".answer").get_attribute("aria-busy") == "false"
