@@ -61,7 +61,7 @@ def test_a_model_comes_answers_and_goes(hub: FakeHub, bitnet: Bitnet, tmp_path: 
     assert hub.requests == []  # to look at something is not to download it
     done = bitnet("pull", "2b-4t")
     assert (done.returncode, done.stdout) == (0, "")
-    assert "downloading microsoft/bitnet-b1.58-2B-4T-gguf:ggml-model-i2_s.gguf (1." in done.stderr
+    assert "downloading microsoft/bitnet-b1.58-2B-4T-gguf:ggml-model-i2_s.gguf (2.21 MB)" in done.stderr
     assert "2b-4t is here, complete and checked" in done.stderr
     rows = json.loads(bitnet("list", "--json").stdout)
     assert [(row["name"], row["n_bytes"]) for row in rows] == [

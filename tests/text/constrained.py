@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bitnet.text.constraints import Constraint, ConstraintState
+from bitnet.text.grammar_vocabulary import grammar_vocabulary
 from bitnet.text.tokenizer import Tokenizer
 
 _STRUCTURE = b'{}[]",:'
@@ -26,6 +27,29 @@ class Output:
 def allowed(mask: NDArray[np.int32]) -> list[int]:
     ids: list[int] = np.flatnonzero(np.unpackbits(mask.view(np.uint8), bitorder="little")).tolist()
     return ids
+
+
+def accepts(constraint: Constraint, tokenizer: Tokenizer, token_ids: Sequence[int]) -> bool:
+    """Whether these tokens are a whole output, or its usual tokens where those are asked for instead."""
+    byte_ids = grammar_vocabulary(tokenizer).byte_ids
+    state = constraint.start()
+    rest = list(token_ids)
+    while rest:
+        if rest[0] not in allowed(state.mask()):
+            return False
+        if state.accept(rest[0]):
+            del rest[0]
+            continue
+        (usual,) = allowed(state.mask())
+        wanted = tokenizer.token_bytes(usual)
+        covered = b""
+        while rest and len(covered) < len(wanted):
+            covered += tokenizer.token_bytes(rest.pop(0))
+        if not covered.startswith(wanted):
+            return False
+        assert state.accept(usual)
+        rest[:0] = [int(byte_ids[byte]) for byte in covered[len(wanted) :]]
+    return state.is_accepting
 
 
 def generate(

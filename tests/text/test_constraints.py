@@ -11,7 +11,7 @@ import weakref
 from typing import Any
 
 import pytest
-from constrained import allowed, generate
+from constrained import accepts, allowed, generate
 from vocabularies import Trained
 
 from bitnet.errors import ConstraintError
@@ -42,16 +42,9 @@ def compiled(tokenizer: Tokenizer, **response_format: Any) -> Constraint:
     return constraint
 
 
-def accepts(constraint: Constraint, tokenizer: Tokenizer, text: str) -> bool:
-    """Whether `text` is a whole output, spelled byte by byte."""
+def in_bytes(tokenizer: Tokenizer, text: str) -> list[int]:
     vocabulary = GrammarVocabulary(tokenizer)
-    state = constraint.start()
-    for byte in text.encode():
-        token_id = int(vocabulary.byte_ids[byte])
-        if token_id not in allowed(state.mask()):
-            return False
-        assert state.accept(token_id)
-    return state.is_accepting
+    return [int(vocabulary.byte_ids[byte]) for byte in text.encode()]
 
 
 @pytest.mark.parametrize(
@@ -81,8 +74,8 @@ def accepts(constraint: Constraint, tokenizer: Tokenizer, text: str) -> bool:
 )  # fmt: skip
 def test_formats(tokenizer: Tokenizer, response_format: Any, good: list[str], bad: list[str]) -> None:
     constraint = compiled(tokenizer, **response_format)
-    assert [text for text in good if not accepts(constraint, tokenizer, text)] == []
-    assert [text for text in bad if accepts(constraint, tokenizer, text)] == []
+    assert [text for text in good if not accepts(constraint, tokenizer, in_bytes(tokenizer, text))] == []
+    assert [text for text in bad if accepts(constraint, tokenizer, in_bytes(tokenizer, text))] == []
 
 
 def test_random_tokens_make_what_was_asked_for(tokenizer: Tokenizer) -> None:
@@ -113,6 +106,36 @@ def test_control_tokens_end_or_do_not_occur(plain: Tokenizer) -> None:
     state = compiled(plain, type="regex", pattern="(?s:.)*").start()
     assert set(allowed(state.mask())) & plain.special_ids == plain.end_ids
     assert len(plain.end_ids) == 2
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_text_that_must_follow_has_its_usual_tokens(tokenizer: Tokenizer, seed: int) -> None:
+    """However a model begins it. Texts of SentencePiece begin with a space, and are left as they are."""
+    const = {"a key of some length": ["two words", 12345, True], "other": None}
+    constraint = compiled(tokenizer, type="json_schema", schema={"const": const})
+    output = generate(constraint, tokenizer, None, random.Random(seed))
+    assert json.loads(output.text) == const
+    if not tokenizer.space_prefix:
+        assert tokenizer.encode(output.text, add_special=False) == output.token_ids
+
+
+def test_a_token_that_can_go_on_in_one_way_only_stands_for_the_usual_one(plain: Tokenizer) -> None:
+    state = compiled(plain, type="regex", pattern="(self|a) [a-z]*").start()
+    s, word, a = (plain.encode(text, add_special=False)[0] for text in ("s", "self", "a"))
+    assert plain.token_bytes(word) == b"self"
+    assert {s, word, a} <= set(allowed(state.mask()))
+    assert not state.accept(s)
+    assert allowed(state.mask()) == [word]
+    assert state.accept(word)
+    assert plain.encode(" ", add_special=False)[0] in allowed(state.mask())
+
+
+def test_the_end_of_a_word_is_left_open(plain: Tokenizer) -> None:
+    """What is usual for the common beginning of two names need not be for either."""
+    constraint = compiled(plain, type="choice", choices=["get_there", "get_theory"])
+    for text in ("get_there", "get_theory"):
+        assert accepts(constraint, plain, in_bytes(plain, text))
+        assert accepts(constraint, plain, plain.encode(text, add_special=False))
 
 
 def test_end_of_output(plain: Tokenizer) -> None:

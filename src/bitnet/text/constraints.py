@@ -7,6 +7,7 @@ schemas are made ready in json_schema.py, tool calls in tool_grammar.py; samplin
 from __future__ import annotations
 
 import json
+import re
 import threading
 import weakref
 from collections import OrderedDict
@@ -26,7 +27,7 @@ from .json_schema import MAX_SCHEMA_CHARACTERS
 from .response_formats import ANSWER, answer_rules, unanchored
 from .tokenizer import Tokenizer
 
-# Forced text may be cut into tokens as the model likes: every way of spelling an output is allowed.
+# How forced text is cut into tokens is decided in ConstraintState, not by llguidance.
 GRAMMAR_HEADER = '%llguidance {"no_forcing": true}\n'
 _CACHED = 64  # grammars per tokenizer
 
@@ -39,6 +40,10 @@ _FUEL_TIGHT = 300
 _FUEL_HINT = 100
 _FUEL_SEQUENCE = 30000
 _SECONDS_COMPILE, _SECONDS_SHORTEST, _SECONDS_HINT = 1.5, 0.3, 0.1
+
+# The end of a text that may be part of a longer word, with a character that some tokenizers join to words.
+_OPEN_WORD = re.compile(r"[\W_]?[^\W_]+\Z")
+_MAX_READ = 200  # characters that may decide which token a text begins with
 
 _MAX_HINTS = 30
 _MAX_DETOUR = 16  # bytes of a known ending that a token may save beside its own
@@ -128,6 +133,10 @@ class ConstraintState:
     Each token takes `mask`, sampling and `accept`. Whether a token leaves enough room to finish is only
     checked when it has been chosen, since a whole vocabulary cannot be checked in time: where `accept` says
     no, take a new mask and sample again. At most 8 tokens are refused in one place.
+
+    A chosen token that can go on in one way only stands for that text, and the next mask has the token with
+    which the model usually reads it: a model whose favourite is not allowed may choose a piece of another
+    token, and goes astray behind tokens that it has never seen in a row.
     """
 
     def __init__(
@@ -147,6 +156,7 @@ class ConstraintState:
         self._ending: list[int] | None = ending
         self._remaining: int | None = None
         self._refused: list[int] = []
+        self._usual: int | None = None  # the only token of the next mask
         self._ended = False
         n_words = (vocabulary.tokenizer.vocab_size + 31) // 32
         self._words = np.zeros(n_words, np.int32)
@@ -172,6 +182,8 @@ class ConstraintState:
         vocabulary = self._vocabulary
         if self.is_finished:
             return vocabulary.end_mask
+        if self._usual is not None:
+            return vocabulary.mask_of([self._usual])
         if remaining is not None:
             if self._ending is None:
                 self._ending = self._find_ending(self._matcher, None)
@@ -192,9 +204,9 @@ class ConstraintState:
     def accept(self, token_id: int) -> bool:
         """Goes on with a token of the last mask, or an end token where the output is complete.
 
-        False if the output could not be completed any more in the tokens that would remain: nothing has
-        changed then, except that the next mask is without it. Raises ConstraintError for a token that the
-        mask does not allow.
+        False if the output could not be completed any more in the tokens that would remain, or if the text
+        that must follow is usually read in other tokens: nothing has changed then, except that the next mask
+        is without it. Raises ConstraintError for a token that the mask does not allow.
         """
         if token_id in self._vocabulary.end_ids and self.is_accepting:
             self._ended = True
@@ -214,12 +226,38 @@ class ConstraintState:
             # An output that did not fit anyway goes on as it likes.
             if fits and (new_ending is None or len(new_ending) > limit):
                 self._refused.append(token_id)
+                self._usual = None
                 return False
         self._matcher.consume_token(token_id)
         self._check()
+        # Where tokens are scarce, those of the known ending are best.
+        roomy = self._remaining is None or ending is None or len(ending) < self._remaining
+        if self._usual is None and roomy and not self._refused:
+            usual = self._usual_token(token_id)
+            if usual is not None:
+                self._matcher.rollback(1)
+                if self._matcher.validate_tokens([usual]):
+                    self._usual = usual
+                    return False
+                self._matcher.consume_token(token_id)
+        self._usual = None
         self._ending = new_ending
         self._refused.clear()
         return True
+
+    def _usual_token(self, token_id: int) -> int | None:
+        """Another token with which the text begins that `token_id`, just consumed, has made the only one."""
+        vocabulary = self._vocabulary
+        forced = self._matcher.compute_ff_bytes()
+        if not forced:
+            return None
+        begun = vocabulary.tokenizer.decode_bytes([token_id])
+        try:
+            text = _OPEN_WORD.sub("", (begun + forced).decode()[:_MAX_READ])
+        except UnicodeDecodeError:  # a control token, or a part of a character
+            return None
+        usual = vocabulary.first_token(text) if len(text.encode()) > len(begun) else None
+        return None if usual == token_id else usual
 
     def _must_end(self) -> bool:
         return len(self._refused) >= _MAX_REFUSALS

@@ -28,6 +28,7 @@ class GrammarVocabulary:
         self.vocab_size = tokenizer.vocab_size
         self.n_words = (self.vocab_size + 31) // 32
         self.end_ids = tokenizer.end_ids
+        self._model_tokenizer = weakref.ref(tokenizer)
         pieces = [tokenizer.token_bytes(token_id) for token_id in range(tokenizer.vocab_size)]
         special = {i for i, piece in enumerate(pieces) if not piece} | tokenizer.special_ids
         self.byte_ids = np.full(256, -1, np.int64)  # the token of each single byte
@@ -57,6 +58,13 @@ class GrammarVocabulary:
             return ids + self.tokenizer.greedy_tokenize(data[start:].decode())
         except UnicodeDecodeError:
             return [int(self.byte_ids[byte]) for byte in data]
+
+    def first_token(self, text: str) -> int | None:
+        """The token with which the model reads the beginning of `text`; None where that cannot be told."""
+        tokenizer = self._model_tokenizer()
+        if tokenizer is None or tokenizer.space_prefix:  # its texts begin with a space that is not there
+            return None
+        return tokenizer.encode(text, add_special=False)[0]
 
     def mask_of(self, token_ids: Iterable[int]) -> NDArray[np.int32]:
         """A mask [n_words] of these tokens."""
