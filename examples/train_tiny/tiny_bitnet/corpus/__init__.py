@@ -25,9 +25,9 @@ Mix = dict[Skill, float]
 
 # Shares of families. One of tools has fifteen times the tokens of a fact, and eight conversations.
 MIX: Mix = {
-    facts: 210, unknown: 13, chat: 20, chat_copy: 9, dialogue: 6, copying: 16, arithmetic: 1, story: 1,
-    reading: 52, refine: 2, conversation: 6, judge: 4, condense: 3.5,
-    tools: 28, function_choice: 16, forced: 1.5, schema: 3, invention: 0.2, options: 34, line_choice: 14,
+    facts: 190, unknown: 9, chat: 22, chat_copy: 14, dialogue: 9, copying: 28, arithmetic: 1, story: 1,
+    reading: 50, refine: 3, conversation: 7, judge: 3, condense: 6,
+    tools: 40, function_choice: 13, forced: 2.5, schema: 4, invention: 0.2, options: 32, line_choice: 5,
 }  # fmt: skip
 # The constructed start is kept by much copying in the first minutes.
 EARLY: Mix = {facts: 22, chat: 10, chat_copy: 10, copying: 42, reading: 6, arithmetic: 5, story: 2, tools: 3}
