@@ -29,6 +29,12 @@ def allowed(mask: NDArray[np.int32]) -> list[int]:
     return ids
 
 
+def in_bytes(tokenizer: Tokenizer, text: str) -> list[int]:
+    """The text, a token for each of its bytes."""
+    byte_ids = grammar_vocabulary(tokenizer).byte_ids
+    return [int(byte_ids[byte]) for byte in text.encode()]
+
+
 def accepts(constraint: Constraint, tokenizer: Tokenizer, token_ids: Sequence[int]) -> bool:
     """Whether these tokens are a whole output, or its usual tokens where those are asked for instead."""
     byte_ids = grammar_vocabulary(tokenizer).byte_ids

@@ -11,7 +11,7 @@ import weakref
 from typing import Any
 
 import pytest
-from constrained import accepts, allowed, generate
+from constrained import accepts, allowed, generate, in_bytes
 from vocabularies import Trained
 
 from bitnet.errors import ConstraintError
@@ -40,11 +40,6 @@ def compiled(tokenizer: Tokenizer, **response_format: Any) -> Constraint:
     constraint = compile_constraint(response_format, tokenizer)
     assert constraint is not None
     return constraint
-
-
-def in_bytes(tokenizer: Tokenizer, text: str) -> list[int]:
-    vocabulary = GrammarVocabulary(tokenizer)
-    return [int(vocabulary.byte_ids[byte]) for byte in text.encode()]
 
 
 @pytest.mark.parametrize(

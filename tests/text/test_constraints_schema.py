@@ -7,12 +7,11 @@ import time
 from typing import Any
 
 import pytest
-from constrained import accepts
+from constrained import accepts, in_bytes
 from vocabularies import Trained
 
 from bitnet.errors import ConstraintError
 from bitnet.text.constraints import Constraint, compile_constraint
-from bitnet.text.grammar_vocabulary import GrammarVocabulary
 from bitnet.text.tokenizer import Tokenizer
 
 
@@ -28,9 +27,7 @@ def compiled(tokenizer: Tokenizer, schema: Any) -> Constraint:
 
 
 def matches(tokenizer: Tokenizer, schema: Any, text: str) -> bool:
-    vocabulary = GrammarVocabulary(tokenizer)
-    token_ids = [int(vocabulary.byte_ids[byte]) for byte in text.encode()]
-    return accepts(compiled(tokenizer, schema), tokenizer, token_ids)
+    return accepts(compiled(tokenizer, schema), tokenizer, in_bytes(tokenizer, text))
 
 
 A = {"a": {"type": "integer"}}

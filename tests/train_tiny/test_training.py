@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from tokenizers import Tokenizer
 
-# What is imported below these two needs them; without them the tests are skipped.
+# What is imported below these two needs them, hence E402; without them the tests are skipped.
 torch = pytest.importorskip("torch")
 
 pytest.importorskip("tokenizers")

@@ -19,9 +19,8 @@ from .bitlinear import norm_bit_linear, rms_norm
 from .guides import DECISION, SAME_TOKEN
 
 Places = tuple[Tensor, Tensor, Tensor | None]  # cosines and sines of the positions, and a mask
-Look = tuple[
-    Tensor, Tensor, Tensor
-]  # of one head: queries, keys and what was found, [batch, length, head_dim]
+# Of one head: queries, keys and what was found, each [batch, length, head_dim].
+Look = tuple[Tensor, Tensor, Tensor]
 GUIDED_HEAD = -1  # of a guided layer; the constructed start does not need it
 
 

@@ -200,7 +200,7 @@ class GenerationSequence(Sequence):
         constraint = self._constraint
         if constraint is None:
             return runner.sample(row, self._sampler, n_logprobs)
-        while True:  # a token that leaves no room to finish is refused, a few times at most
+        while True:  # a token may be refused, a few times at most
             self._sampler.set_mask(constraint.mask(self._max_tokens - self._n_generated))
             sampled = runner.sample(row, self._sampler, n_logprobs)
             if constraint.accept(sampled.token_id):

@@ -1,7 +1,8 @@
 """Constrained output: a response format becomes a grammar, and that a mask of allowed tokens at each step.
 
-llguidance runs the grammars. On top of it, output that has begun is closed before its tokens run out. JSON
-schemas are made ready in json_schema.py, tool calls in tool_grammar.py; sampling is left to the caller.
+llguidance runs the grammars. On top of it, output that has begun is closed before its tokens run out, and
+text that must follow is read in the tokens by which the model knows it. JSON schemas are made ready in
+json_schema.py, tool calls in tool_grammar.py; sampling is left to the caller.
 """
 
 from __future__ import annotations
