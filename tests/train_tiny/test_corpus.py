@@ -9,6 +9,8 @@ from collections import defaultdict
 import pytest
 
 from tiny_bitnet.corpus import MIX, Sample, Source, draw_family, held_out_samples, passage_pair
+from tiny_bitnet.corpus.asking import put_together
+from tiny_bitnet.corpus.everyday import UNKNOWN
 from tiny_bitnet.corpus.finding import line_choice
 from tiny_bitnet.corpus.relations import make_text
 from tiny_bitnet.corpus.source import MARK, UNMARK
@@ -147,6 +149,18 @@ def test_held_out_questions_about_texts_are_not_in_training() -> None:
         canonical = told.relation.questions[0].format(s=told.subject.name)
         assert canonical in asked
         assert not asked & ({told.question(test) for _ in range(60)} - {canonical})
+
+
+def test_wordings_that_are_put_together_are_many_and_of_their_split() -> None:
+    def wordings(split: str) -> list[str]:
+        source = Source(split, 5)
+        return [put_together(source, 2, "order") for _ in range(5000)]
+
+    train, test = wordings("train"), wordings("test")
+    assert len(set(train)) > 2500
+    assert not set(train) & set(test)
+    assert not set(train) & {request for function in UNKNOWN for request in function.requests}
+    assert all(re.sub(r"[^{}\d]", "", wording) == "{0}{1}" for wording in (*train, *test))
 
 
 @pytest.mark.parametrize("split", ["train", "test"])

@@ -82,7 +82,7 @@ def test_guides_lead_to_labels_and_to_the_same_token(tokenizer: Tokenizer) -> No
     source = Source("train", 12)
     same = small_letters(tokenizer)
     seen: Counter[tuple[int, bool]] = Counter()
-    tells = 0
+    tells = ended = 0
     for skill in (tools, line_choice, reading, options):
         for _ in range(12):
             family = skill(source)
@@ -93,9 +93,11 @@ def test_guides_lead_to_labels_and_to_the_same_token(tokenizer: Tokenizer) -> No
                 for kind, place, start, end, told in row.guides:
                     seen[kind, end > 1] += 1
                     if kind == COPY:
-                        assert row.ids[start] == row.ids[place + 1]
+                        # What is behind a text may be the same here and there, and is not always learned.
+                        ends = row.ids[start] != row.ids[place + 1] or row.weights[place + 1] == 0
+                        ended += ends
+                        assert not ends or row.ids[start - 1] == row.ids[place]
                         assert start < place
-                        assert row.weights[place + 1] > 0
                         continue
                     assert sample.clue
                     assert told == -1 or sample.clue.label.startswith(tokenizer.decode([told]))
@@ -127,6 +129,7 @@ def test_guides_lead_to_labels_and_to_the_same_token(tokenizer: Tokenizer) -> No
     }
     assert min(seen.values()) > 40
     assert tells > 200
+    assert ended > 200
 
 
 def test_the_loss_of_a_guide_is_the_attention_that_is_elsewhere() -> None:

@@ -28,7 +28,7 @@ class Guide(NamedTuple):
 OWN_LABEL = 0  # a token of a line, at the first token of the line's label
 SAME_TOKEN = 1  # a token of a question, at the same one in the only line that has it; at token 0 if none has
 DECISION = 2  # the token before a decision, at the tokens of the question that are in that line
-COPY = 3  # the token before one that is copied, at the one it is copied from
+COPY = 3  # the token before one that is copied, at the one it is copied from; the last, at what is behind it
 
 
 @functools.lru_cache
@@ -90,6 +90,8 @@ def copy_guides(before: list[int], answer: list[int], spans: Sequence[tuple[int,
             from_there = places[-1] - start
             guides += [
                 Guide(COPY, len(before) + i - 1, i + from_there, i + from_there + 1)
-                for i in range(start, end)
+                # Whether the text ends here, is told by what stood behind it.
+                for i in range(start, min(end + 1, len(answer)))
+                if i + from_there < len(before)
             ]
     return guides

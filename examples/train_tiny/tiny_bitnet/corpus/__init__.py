@@ -18,16 +18,17 @@ from .source import Family, Message, Sample, Source, held_out, unmarked
 from .story import story
 from .structured import invention, schema
 from .sums import arithmetic
-from .tools import forced, function_choice, tools
+from .tools import call_values, forced, function_choice, tools
 
 Skill = Callable[[Source], Family | Sample]
 Mix = dict[Skill, float]
 
 # Shares of families. One of tools has fifteen times the tokens of a fact, and eight conversations.
 MIX: Mix = {
-    facts: 190, unknown: 9, chat: 22, chat_copy: 14, dialogue: 9, copying: 28, arithmetic: 1, story: 1,
-    reading: 50, refine: 3, conversation: 7, judge: 3, condense: 6,
-    tools: 40, function_choice: 13, forced: 2.5, schema: 4, invention: 0.2, options: 32, line_choice: 5,
+    facts: 190, unknown: 9, chat: 22, chat_copy: 14, dialogue: 14, copying: 28, arithmetic: 1, story: 1,
+    reading: 50, refine: 3, conversation: 9, judge: 3, condense: 6,
+    tools: 45, function_choice: 14, call_values: 12, forced: 2.5, schema: 5, invention: 0.2,
+    options: 36, line_choice: 5,
 }  # fmt: skip
 # The constructed start is kept by much copying in the first minutes.
 EARLY: Mix = {facts: 22, chat: 10, chat_copy: 10, copying: 42, reading: 6, arithmetic: 5, story: 2, tools: 3}

@@ -191,4 +191,4 @@ def _rank(source: Source) -> Family:
 
 def options(source: Source) -> Family:
     kinds = (_selection, _category, _found, _feeling, _lines, _rank)
-    return source.weighted(kinds, (6, 5, 1, 1, 2, 2))(source)
+    return source.weighted(kinds, (6, 7, 1, 1, 2, 2))(source)

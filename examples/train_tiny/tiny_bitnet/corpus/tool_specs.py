@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from . import words
+from .asking import put_together
 from .everyday import KNOWN, UNKNOWN, Maker, Value, identification, person, place
 from .source import Source
 from .words import listed
@@ -275,6 +276,29 @@ def _by_description(source: Source) -> Tool:
         forms = _ABOUT_ONE if wanted == 1 else _ABOUT_TWO
         asked = source.wording(forms, "about").format(*values.values(), t=topic)
         return glossed(source, _polite(source, asked[0].upper() + asked[1:]), values), values
+
+    return Tool(name, topic, described, ask)
+
+
+def tool_of_parts(source: Source) -> Tool:
+    """A function with texts, mostly of several words, that is asked for in ever new wordings."""
+    name = _random_name(source)
+    topic = name.replace("_", " ") if source.chance(0.2) else source.choice(_TOPICS)
+    kinds = [source.weighted(("string", "integer"), (6, 1)) for _ in range(source.weighted((1, 2), (1, 3)))]
+    types: dict[str, str] = {}
+    for kind in kinds:
+        types[source.choice(_STRINGS if kind == "string" else _INTEGERS)] = kind
+    described = definition(source, name, source.choice(_ABOUT).format(t=topic), types)
+
+    def value(source: Source, kind: str, argument: str) -> Value:
+        if kind == "string" and source.chance(0.5):
+            return source.foreign_phrase() if source.chance(0.3) else source.phrase(1, 6)
+        return value_of(source, kind, argument)
+
+    def ask(source: Source) -> tuple[str, Arguments]:
+        values = {argument: value(source, kind, argument) for argument, kind in types.items()}
+        asked = put_together(source, len(values), topic).format(*values.values())
+        return glossed(source, _polite(source, asked), values), values
 
     return Tool(name, topic, described, ask)
 

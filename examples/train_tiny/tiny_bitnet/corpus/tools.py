@@ -1,6 +1,6 @@
 """Conversations with functions, Hermes style: "tool_call", "tool_none" (none is needed), "tool_answer" (from
 a result), "tool_pair" (two calls at once), "tool_forced" (a grammar demands a call, whatever is said),
-"function_choice" (a drill)."""
+"function_choice" and "call_values" (drills)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .chat import chat, introduction
 from .everyday import Value
 from .facts import facts
 from .source import Clue, Family, Message, Sample, Source, marked
-from .tool_specs import Arguments, Tool, definition, make_tools, spoken, value_of
+from .tool_specs import Arguments, Tool, definition, make_tools, spoken, tool_of_parts, value_of
 from .words import listed
 
 
@@ -177,6 +177,18 @@ def function_choice(source: Source) -> Family:
         messages: list[Message] = [system, ("user", asked), ("assistant", begun)]
         family.append(Sample(messages, "function_choice", True, _clue(tool, asked)))
     return family
+
+
+def call_values(source: Source) -> Family:
+    """The values of calls, and nothing else: of a function, what several requests tell for it."""
+    tool = tool_of_parts(source) if source.chance(0.7) else make_tools(source, 1)[0]
+    system: Message = ("system", tool_prompt([tool.definition]))
+    family = []
+    for _ in range(12 if tool.definition["function"]["parameters"]["properties"] else 0):
+        asked, values = tool.ask(source)
+        call = call_text(tool.name, values).replace(marked(tool.name), tool.name, 1)
+        family.append(Sample([system, ("user", asked), ("assistant", call)], "call_values", True))
+    return family or call_values(source)
 
 
 # Functions whose call is the answer, as libraries use them for structured output.
