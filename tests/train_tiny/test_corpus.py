@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections import defaultdict
@@ -14,6 +15,7 @@ from tiny_bitnet.corpus.everyday import UNKNOWN
 from tiny_bitnet.corpus.finding import line_choice
 from tiny_bitnet.corpus.relations import make_text
 from tiny_bitnet.corpus.source import MARK, UNMARK
+from tiny_bitnet.corpus.story import is_story_like, story
 from tiny_bitnet.corpus.tool_specs import make_tools
 from tiny_bitnet.corpus.tools import listed_tools
 
@@ -178,3 +180,14 @@ def test_passages_answer_their_question() -> None:
         subject = max(re.findall(r"[^\W_]+", question), key=lambda word: (word[0].isupper(), len(word)))
         assert subject in passage or question[0].isupper()
         assert 5 < len(passage) < 800
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_a_story_is_known_as_one_of_its_hero(split: str) -> None:
+    source = Source(split, 3)
+    answers = [story(source).messages[-1][1] for _ in range(20)]
+    assert all(is_story_like(answer, answer) for answer in answers)
+    named = [answer for answer in answers if "named Finn" not in answer]
+    assert not any(is_story_like(one, other) for one, other in itertools.pairwise(named))
+    assert not any(is_story_like(answer, answer.replace("One day", "Then")) for answer in answers)
+    assert not any(is_story_like(answer, answer[:-20]) for answer in answers)

@@ -25,7 +25,7 @@ Mix = dict[Skill, float]
 
 # Shares of families. One of tools has fifteen times the tokens of a fact, and eight conversations.
 MIX: Mix = {
-    facts: 190, unknown: 9, chat: 22, chat_copy: 14, dialogue: 14, copying: 28, arithmetic: 1, story: 1,
+    facts: 190, unknown: 9, chat: 22, chat_copy: 14, dialogue: 14, copying: 28, arithmetic: 1, story: 25,
     reading: 50, refine: 3, conversation: 9, judge: 3, condense: 6,
     tools: 45, function_choice: 14, call_values: 12, forced: 2.5, schema: 5, invention: 0.2,
     options: 36, line_choice: 5,

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import re
+
 from . import words
 from .source import Sample, Source
 from .words import listed
@@ -32,31 +35,54 @@ _OPEN = (
 )  # fmt: skip
 
 
+_START = "Once upon a time there was a {mood} {animal} named {hero}."
+_FOUND = (
+    "{hero} lived near the {scene}. One day {hero} found a {thing}.",
+    "One day {hero} went to the {scene} and found a {thing}.",
+)
+_MET = (
+    'A {friend_animal} named {friend} came by and asked: "Is this your {thing}?"',
+    "Then {hero} met {friend}, a {friend_animal}, who had lost the {thing}.",
+)
+_ENDS = (
+    "{hero} gave the {thing} to {friend}, and they became friends.",
+    "They played with the {thing} until the sun went down.",
+    "{hero} and {friend} shared the {thing}. The end.",
+)
+
+
 def _plot(source: Source, hero: str, animal: str, mood: str) -> str:
     thing, scene = source.choice(_THINGS), source.choice(_SCENES)
     friend_animal = source.choice([a for a in words.ANIMALS if a != animal])
     friend = _HEROES[friend_animal] if _HEROES[friend_animal] != hero else "Sam"
-    start = f"Once upon a time there was a {mood} {animal} named {hero}."
-    found = source.choice(
-        (
-            f"{hero} lived near the {scene}. One day {hero} found a {thing}.",
-            f"One day {hero} went to the {scene} and found a {thing}.",
-        )
+    parts = (_START, source.choice(_FOUND), source.choice(_MET), source.choice(_ENDS))
+    return " ".join(parts).format(
+        mood=mood,
+        animal=animal,
+        hero=hero,
+        thing=thing,
+        scene=scene,
+        friend_animal=friend_animal,
+        friend=friend,
     )
-    met = source.choice(
-        (
-            f'A {friend_animal} named {friend} came by and asked: "Is this your {thing}?"',
-            f"Then {hero} met {friend}, a {friend_animal}, who had lost the {thing}.",
-        )
-    )
-    end = source.choice(
-        (
-            f"{hero} gave the {thing} to {friend}, and they became friends.",
-            f"They played with the {thing} until the sun went down.",
-            f"{hero} and {friend} shared the {thing}. The end.",
-        )
-    )
-    return f"{start} {found} {met} {end}"
+
+
+def is_story_like(right: str, told: str) -> bool:
+    """Whether `told` is a whole story of the hero of `right`, a story of this skill, whatever happens."""
+    start = re.match(r"Once upon a time there was a \w+ \w+ named (.+?)\. ", right)
+    assert start
+    scenes = "|".join(_SCENES)
+    wanted = {"hero": re.escape(start[1]), "scene": f"(?:{scenes})", "friend_animal": r"\w+"}
+    for parts in itertools.product(_FOUND, _MET, _ENDS):
+        pattern = re.escape(" ".join(parts))
+        for name, text in wanted.items():
+            pattern = pattern.replace(rf"\{{{name}\}}", text)
+        for name in ("thing", "friend"):  # the same wherever they are named
+            pattern = pattern.replace(rf"\{{{name}\}}", rf"(?P<{name}>\w+)", 1)
+            pattern = pattern.replace(rf"\{{{name}\}}", f"(?P={name})")
+        if re.fullmatch(re.escape(start[0]) + pattern, told):
+            return True
+    return False
 
 
 def story(source: Source) -> Sample:
