@@ -1,14 +1,28 @@
-"""Wordings of requests put together from parts: so many that what stands between two values must be read, and
-cannot be known by heart."""
+"""Wordings of requests: of functions that are asked for by their topic, and put together from parts, so many
+that what stands between two values must be read, and cannot be known by heart."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
 
 from .everyday import UNKNOWN
-from .source import Source
+from .source import Source, held_out
 from .words import listed
+
+# {t}: the topic.
+ABOUT_ONE = (
+    "Give me the {t} for {0}.", "Do you have a {t} for {0}?", "{t} {0}", "Search the {t} for {0}",
+    "What is the {t} of {0}?", "Tell me the {t} of {0}", "Is there a {t} in {0}?", "Look up the {t} {0}.",
+    "How many {t}s are there in {0}?", "I need a {t} for {0}.", "Put {0} into the {t}.",
+    "Cancel the {t} {0}.", "Make the {t} {0}", "Do we have {0} in the {t}?", "Which {t} belongs to {0}?",
+    "{0}: which {t}?", "Please remove {0} from my {t}.", "Search for {t}s with {0}", "Change the {t} to {0}",
+)  # fmt: skip
+ABOUT_TWO = (
+    "Add {0} to my {t} for {1}.", "I have {0} at {1}, put it into the {t}.", "{t} from {0} to {1}?",
+    "Send the {t} {0} to {1}.", "{0} gets the {t} {1}.", "Give {0} a {t} of {1}.", "{t} {0} with {1}",
+    "Which {t}s go from {0} to {1}?", "Please send {0} the {t}, {1}.", "Write {1} to {0} in the {t}.",
+    "Create the {t} {0} on {1}.", 'Send {0} the {t} "{1}".', "Tell {0} about the {t}: {1}",
+)  # fmt: skip
 
 _VERBS = listed(
     "tell send give write ask show pass hand bring lend sell offer mail report forward assign set put add "
@@ -45,28 +59,32 @@ _TWO = (
 )  # fmt: skip
 
 
+def normal(wording: str) -> str:
+    """Without capitals and the mark at its end, which make no other wording."""
+    return wording.lower().rstrip(" .?!")
+
+
 @functools.lru_cache
-def _asked_elsewhere() -> frozenset[str]:
-    """Wordings of functions that are never in training."""
-    return frozenset(request for function in UNKNOWN for request in function.requests)
+def _held_out(topic: str) -> frozenset[str]:
+    """The wordings of other skills that are never in training."""
+    asked = [request for function in UNKNOWN for request in function.requests]
+    about = [wording for wording in (*ABOUT_ONE, *ABOUT_TWO) if held_out(f"wording|about|{wording}")]
+    return frozenset(map(normal, (*asked, *(wording.replace("{t}", topic) for wording in about))))
 
 
-def _put_together(source: Source, patterns: Sequence[str], topic: str) -> str:
+def put_together(source: Source, values: int, topic: str) -> str:
+    """A wording for one or two values, which stand in it as {0} and {1}."""
     parts = {"V": _VERBS, "P": _PREPOSITIONS, "D": _DONE, "T": [topic]}
 
     def make() -> str:
-        words = source.choice(patterns).split(" ")
+        words = source.choice(_ONE if values == 1 else _TWO).split(" ")
         cores = [word.strip(".,:?") for word in words]
         said = " ".join(
             word.replace(core, source.choice(parts[core])) if core in parts else word
             for word, core in zip(words, cores, strict=True)
         )
-        said = said[0].upper() + said[1:] if source.chance(0.8) else said
-        return "{0} {1}" if said in _asked_elsewhere() else said
+        return said[0].upper() + said[1:] if source.chance(0.8) else said
 
-    return source.until_allowed(make)
-
-
-def put_together(source: Source, values: int, topic: str) -> str:
-    """A wording for one or two values, which stand in it as {0} and {1}."""
-    return _put_together(source, _ONE if values == 1 else _TWO, topic)
+    while normal(wording := source.until_allowed(make)) in _held_out(topic):
+        pass
+    return wording

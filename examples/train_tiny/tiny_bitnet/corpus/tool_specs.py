@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from . import words
-from .asking import put_together
+from .asking import ABOUT_ONE, ABOUT_TWO, put_together
 from .everyday import KNOWN, UNKNOWN, Maker, Value, identification, person, place
 from .source import Source
 from .words import listed
@@ -238,19 +238,6 @@ _ABOUT = (
     "Get the {t} of something.", "Find a {t}.", "{t} lookup", "Returns the {t}", "Everything about the {t}",
     "Search in the {t}.", "Use this for the {t}.", "Changes the {t}.", "Handles a {t} for the user.",
 )  # fmt: skip
-_ABOUT_ONE = (
-    "Give me the {t} for {0}.", "Do you have a {t} for {0}?", "{t} {0}", "Search the {t} for {0}",
-    "What is the {t} of {0}?", "Tell me the {t} of {0}", "Is there a {t} in {0}?", "Look up the {t} {0}.",
-    "How many {t}s are there in {0}?", "I need a {t} for {0}.", "Put {0} into the {t}.",
-    "Cancel the {t} {0}.", "Make the {t} {0}", "Do we have {0} in the {t}?", "Which {t} belongs to {0}?",
-    "{0}: which {t}?", "Please remove {0} from my {t}.", "Search for {t}s with {0}", "Change the {t} to {0}",
-)  # fmt: skip
-_ABOUT_TWO = (
-    "Add {0} to my {t} for {1}.", "I have {0} at {1}, put it into the {t}.", "{t} from {0} to {1}?",
-    "Send the {t} {0} to {1}.", "{0} gets the {t} {1}.", "Give {0} a {t} of {1}.", "{t} {0} with {1}",
-    "Which {t}s go from {0} to {1}?", "Please send {0} the {t}, {1}.", "Write {1} to {0} in the {t}.",
-    "Create the {t} {0} on {1}.", 'Send {0} the {t} "{1}".', "Tell {0} about the {t}: {1}",
-)  # fmt: skip
 
 
 def _topic(source: Source) -> str:
@@ -273,7 +260,7 @@ def _by_description(source: Source) -> Tool:
 
     def ask(source: Source) -> tuple[str, Arguments]:
         values: Arguments = {argument: value_of(source, kind, argument) for argument, kind in types.items()}
-        forms = _ABOUT_ONE if wanted == 1 else _ABOUT_TWO
+        forms = ABOUT_ONE if wanted == 1 else ABOUT_TWO
         asked = source.wording(forms, "about").format(*values.values(), t=topic)
         return glossed(source, _polite(source, asked[0].upper() + asked[1:]), values), values
 

@@ -181,14 +181,17 @@ def function_choice(source: Source) -> Family:
 
 def call_values(source: Source) -> Family:
     """The values of calls, and nothing else: of a function, what several requests tell for it."""
-    tool = tool_of_parts(source) if source.chance(0.7) else make_tools(source, 1)[0]
+    while True:
+        tool = tool_of_parts(source) if source.chance(0.7) else make_tools(source, 1)[0]
+        if tool.definition["function"]["parameters"]["properties"]:
+            break
     system: Message = ("system", tool_prompt([tool.definition]))
     family = []
-    for _ in range(12 if tool.definition["function"]["parameters"]["properties"] else 0):
+    for _ in range(12):
         asked, values = tool.ask(source)
         call = call_text(tool.name, values).replace(marked(tool.name), tool.name, 1)
         family.append(Sample([system, ("user", asked), ("assistant", call)], "call_values", True))
-    return family or call_values(source)
+    return family
 
 
 # Functions whose call is the answer, as libraries use them for structured output.
