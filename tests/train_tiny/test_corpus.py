@@ -11,7 +11,9 @@ import pytest
 
 from tiny_bitnet.corpus import MIX, Sample, Source, draw_family, held_out_samples, passage_pair
 from tiny_bitnet.corpus.asking import ABOUT_ONE, ABOUT_TWO, normal, put_together
-from tiny_bitnet.corpus.everyday import UNKNOWN
+from tiny_bitnet.corpus.choosing import CATEGORIES, kinds
+from tiny_bitnet.corpus.everyday import KNOWN, UNKNOWN
+from tiny_bitnet.corpus.facts import with_article
 from tiny_bitnet.corpus.finding import line_choice
 from tiny_bitnet.corpus.relations import make_text
 from tiny_bitnet.corpus.source import MARK, UNMARK
@@ -66,7 +68,8 @@ def test_marks_are_paired_and_only_in_answers(training: list[Sample]) -> None:
 def test_clues_stand_in_a_prompt_before_their_answer(training: list[Sample]) -> None:
     found = [sample for sample in training if sample.clue]
     skills = {sample.skill for sample in found}
-    assert skills == {"ctx", "tool_call", "tool_answer", "function_choice", "options", "selection", "line"}
+    drills = {"function_choice", "line", "kind"}
+    assert skills == {"ctx", "tool_call", "tool_answer", "options", "selection", *drills}
     for sample in found:
         messages = sample.plain()
         before = messages[: sample.answer % len(messages)]
@@ -91,6 +94,40 @@ def test_a_drill_of_lines_asks_for_words_of_one_line() -> None:
             assert not re.search(word, lines.replace(sample.clue.evidence, ""))
             asked += 1
     assert asked > 50
+
+
+def test_a_drill_of_kinds_has_the_one_of_the_kind_that_is_asked_for() -> None:
+    source = Source("train", 10)
+    kind_of = {item: with_article(kind) for kind, items in CATEGORIES.items() for item in items}
+    asked = 0
+    for sample in (sample for _ in range(200) for sample in kinds(source)):
+        (_, prompt), (_, answer) = sample.plain()
+        lines = dict(re.findall(r"^(\w)[.)] (.+)$", prompt, re.MULTILINE))
+        if match := re.search("Which of these is (an? [a-z]+)", prompt):
+            assert kind_of[lines.get(answer, answer)] == match[1]
+            assert [kind_of[item] for item in lines.values()].count(match[1]) <= 1
+            asked += 1
+        else:
+            item = re.match("Is (.+?) an? [a-z]+( or|,)", prompt)
+            assert item
+            assert kind_of[item[1]] == with_article(answer)
+    assert asked > 300
+
+
+def test_requests_for_everyday_functions_name_each_value_once() -> None:
+    for function in (*KNOWN, *UNKNOWN):
+        for request in function.requests:
+            values = sorted(re.findall(r"\{(\d)\}", request))
+            assert values == [str(i) for i in range(len(function.parameters))], request
+
+
+def test_no_request_for_a_held_out_function_is_one_of_training() -> None:
+    names = {name for function in KNOWN for name in function.names}
+    requests = {normal(request) for function in KNOWN for request in function.requests}
+    assert len(UNKNOWN) > 20
+    for function in UNKNOWN:
+        assert not names & set(function.names)
+        assert not requests & set(map(normal, function.requests))
 
 
 def test_calls_are_valid_and_name_a_listed_tool(training: list[Sample]) -> None:

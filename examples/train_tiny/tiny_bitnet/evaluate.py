@@ -233,7 +233,7 @@ NAMES = {
     "arith": "sums up to 10 in wordings never seen",
 }
 # Made up by the model; and drills, of what other skills are measured by.
-_UNMEASURED = ("invention", "function_choice", "call_values", "line")
+_UNMEASURED = ("invention", "function_choice", "call_values", "line", "kind")
 
 
 def recall(model: BitNet, count: int = 50, tests: int = 4) -> tuple[int, int]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 from . import prompts
 from .chat import chat, chat_copy, dialogue
-from .choosing import options
+from .choosing import kinds, options
 from .copying import copying
 from .facts import facts, unknown
 from .finding import line_choice
@@ -25,10 +25,10 @@ Mix = dict[Skill, float]
 
 # Shares of families. One of tools has fifteen times the tokens of a fact, and eight conversations.
 MIX: Mix = {
-    facts: 190, unknown: 9, chat: 22, chat_copy: 14, dialogue: 14, copying: 28, arithmetic: 1, story: 25,
-    reading: 50, refine: 3, conversation: 9, judge: 3, condense: 6,
+    facts: 190, unknown: 14, chat: 22, chat_copy: 14, dialogue: 14, copying: 28, arithmetic: 1, story: 15,
+    reading: 50, refine: 3, conversation: 9, judge: 5, condense: 8,
     tools: 45, function_choice: 14, call_values: 12, forced: 2.5, schema: 5, invention: 0.2,
-    options: 36, line_choice: 5,
+    options: 36, kinds: 24, line_choice: 5,
 }  # fmt: skip
 # The constructed start is kept by much copying in the first minutes.
 EARLY: Mix = {facts: 22, chat: 10, chat_copy: 10, copying: 42, reading: 6, arithmetic: 5, story: 2, tools: 3}

@@ -1,4 +1,5 @@
-"""Skill "options": the number, letter or text of a choice, in the prompts that libraries send for it."""
+"""Skill "options": the number, letter or text of a choice, in the prompts that libraries send for it;
+"kind" is a drill of a part of it."""
 
 from __future__ import annotations
 
@@ -13,8 +14,8 @@ from .tool_specs import definition
 from .tools import call_text, tool_prompt
 from .words import listed
 
-_CATEGORIES: dict[str, list[str]] = {
-    "fruit": listed("apple banana grape lemon orange pear cherry plum peach mango"),
+CATEGORIES: dict[str, list[str]] = {
+    "fruit": listed("apple banana grape lemon melon pear cherry plum peach mango"),
     "animal": words.ANIMALS,
     "color": words.COLORS,
     "job": words.JOBS,
@@ -115,29 +116,33 @@ def _selection(source: Source) -> Family:
 
 
 def _category(source: Source) -> Family:
-    categories = source.sample(list(_CATEGORIES), source.integer(2, 5))
-    items = [source.choice(_CATEGORIES[category]) for category in categories]
+    categories = source.sample(list(CATEGORIES), source.integer(2, 5))
+    items = [source.choice(CATEGORIES[category]) for category in categories]
     kind = source.integer(0, 4)
+    labels = list("ABCDE" if kind == 2 else "12345")
+    form = "{}) {}" if kind == 2 else "{}. {}"
+    listed_items = "\n".join(map(form.format, labels, items))
     family = []
-    for right, (category, item) in enumerate(zip(categories, items, strict=True)):
+    for label, category, item in zip(labels, categories, items, strict=False):
         which = f"Which of these is {with_article(category)}"
-        if kind == 0:
-            asked = f"{numbered(items)}\n{which}? {source.choice(_NUMBER_ONLY)}"
-            answer = str(right + 1)
-        elif kind == 1:
-            asked = f"{which}?\n{numbered(items)}\n{source.choice(_NUMBER_ONLY)}"
-            answer = str(right + 1)
-        elif kind == 2:
-            letters = "\n".join(f"{'ABCDE'[i]}) {option}" for i, option in enumerate(items))
-            asked = f"{letters}\n{which}? Answer with the letter."
-            answer = "ABCDE"[right]
+        clue = None
+        if kind <= 2:
+            answer, clue = label, Clue(form.format(label, item), label, which)
+            number = "Answer with the letter." if kind == 2 else source.choice(_NUMBER_ONLY)
+            question_first = f"{which}?\n{listed_items}\n{number}"
+            asked = question_first if kind == 1 else f"{listed_items}\n{which}? {number}"
         elif kind == 3:
             asked, answer = f"{which}: {', '.join(items)}?", item
         else:
-            kinds = [with_article(name) for name in sorted(categories)]
-            asked, answer = f"Is {item} {', '.join(kinds[:-1])} or {kinds[-1]}?", category
-        family.append(Sample([("user", asked), ("assistant", marked(answer))], "options"))
+            names = [with_article(name) for name in sorted(categories)]
+            asked, answer = f"Is {item} {', '.join(names[:-1])} or {names[-1]}?", category
+        family.append(Sample([("user", asked), ("assistant", marked(answer))], "options", False, clue))
     return family
+
+
+def kinds(source: Source) -> Family:
+    """A drill: which of several words is a fruit, an animal, a color."""
+    return [sample._replace(skill="kind") for sample in _category(source)]
 
 
 def _found(source: Source) -> Family:

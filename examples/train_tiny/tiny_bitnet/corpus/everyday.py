@@ -1,4 +1,4 @@
-"""The everyday functions of `functions.txt`, and the values that a user gives them."""
+"""The everyday functions of `functions/`, and the values that a user gives them."""
 
 from __future__ import annotations
 
@@ -100,22 +100,22 @@ def _parameter(line: str) -> Parameter:
     return Parameter(tuple(names.split()), *_MAKERS[maker])
 
 
-def _load() -> tuple[list[Function], list[Function]]:
-    """The functions of training, and those that are held out."""
-    text = Path(__file__).with_name("functions.txt").read_text(encoding="utf-8")
-    lines = [line for line in text.splitlines() if not line.startswith("#")]
-    known: list[Function] = []
-    unknown: list[Function] = []
-    for block in "\n".join(lines).strip().split("\n\n"):
+def _load(name: str) -> list[Function]:
+    """The functions of a file. What a block says is told in functions/README.md."""
+    text = (Path(__file__).with_name("functions") / f"{name}.txt").read_text(encoding="utf-8")
+    functions = []
+    for block in text.strip().split("\n\n"):
         names, descriptions, *rest = block.splitlines()
-        function = Function(
-            tuple(names.removeprefix("! ").split(" | ")),
-            tuple(descriptions.split(" | ")),
-            tuple(_parameter(line) for line in rest if not line.startswith("- ")),
-            tuple(line[2:] for line in rest if line.startswith("- ")),
+        functions.append(
+            Function(
+                tuple(names.split(" | ")),
+                tuple(descriptions.split(" | ")),
+                tuple(_parameter(line) for line in rest if not line.startswith("- ")),
+                tuple(line[2:] for line in rest if line.startswith("- ")),
+            )
         )
-        (unknown if names.startswith("! ") else known).append(function)
-    return known, unknown
+    return functions
 
 
-KNOWN, UNKNOWN = _load()
+KNOWN = [function for name in ("basic", "home", "office") for function in _load(name)]
+UNKNOWN = _load("held_out")

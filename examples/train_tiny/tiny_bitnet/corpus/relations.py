@@ -12,8 +12,11 @@ from .words import listed
 
 # What may stand before a question.
 _FRAMES = (
-    *[""] * 22, "Please answer: ", "Tell me: ", "Quick question: ", "I want to know: ",
-    "Can you answer this? ", "My question is: ", "Hi! ", "One more thing: ", "Ok. ",
+    *[""] * 24, "Please answer: ", "Tell me: ", "Quick question: ", "I want to know: ",
+    "Can you answer this? ", "My question is: ", "Hi! ", "One more thing: ", "Ok. ", "Hello! ", "Hey! ",
+    "Please tell me: ", "Now: ", "And: ", "Next question: ", "I wonder: ", "Listen: ", "Answer this: ",
+    "Here is my question: ", "Let me ask: ", "Thanks. ", "A question: ", "The last one: ", "Hm. ", "Well: ",
+    "You know it: ", "Look: ", "I have a question. ", "So: ",
 )  # fmt: skip
 
 

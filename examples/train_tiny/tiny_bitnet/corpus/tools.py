@@ -182,7 +182,7 @@ def function_choice(source: Source) -> Family:
 def call_values(source: Source) -> Family:
     """The values of calls, and nothing else: of a function, what several requests tell for it."""
     while True:
-        tool = tool_of_parts(source) if source.chance(0.7) else make_tools(source, 1)[0]
+        tool = tool_of_parts(source) if source.chance(0.5) else make_tools(source, 1, (70, 15, 15))[0]
         if tool.definition["function"]["parameters"]["properties"]:
             break
     system: Message = ("system", tool_prompt([tool.definition]))
