@@ -50,9 +50,11 @@ def marked_value(value: Value) -> str:
     return marked(json.dumps(value))
 
 
-def call_text(name: str, arguments: Arguments) -> str:
+def call_text(name: str, arguments: Arguments, chosen: bool = True) -> str:
+    """A call; chosen: its name is a decision, as its values are."""
     pairs = ", ".join(f"{json.dumps(a, ensure_ascii=False)}: {marked_value(v)}" for a, v in arguments.items())
-    return f'<tool_call>{{"name": "{marked(name)}", "arguments": {{{pairs}}}}}</tool_call>'
+    name = marked(name) if chosen else name
+    return f'<tool_call>{{"name": "{name}", "arguments": {{{pairs}}}}}</tool_call>'
 
 
 _SKY = ("sunny", "cloudy", "rainy", "windy", "foggy", "clear", "snowy")
@@ -189,7 +191,7 @@ def call_values(source: Source) -> Family:
     family = []
     for _ in range(12):
         asked, values = tool.ask(source)
-        call = call_text(tool.name, values).replace(marked(tool.name), tool.name, 1)
+        call = call_text(tool.name, values, chosen=False)
         family.append(Sample([system, ("user", asked), ("assistant", call)], "call_values", True))
     return family
 
