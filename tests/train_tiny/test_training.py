@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from dataclasses import replace
 from itertools import islice
@@ -27,8 +28,8 @@ from tiny_bitnet.corpus import Sample, Source, draw_family, tokenizer_texts  # n
 from tiny_bitnet.corpus.choosing import options  # noqa: E402
 from tiny_bitnet.corpus.finding import line_choice  # noqa: E402
 from tiny_bitnet.corpus.reading import reading  # noqa: E402
-from tiny_bitnet.corpus.source import marked  # noqa: E402
-from tiny_bitnet.corpus.tools import tools  # noqa: E402
+from tiny_bitnet.corpus.source import MARK, UNMARK, marked  # noqa: E402
+from tiny_bitnet.corpus.tools import call_text, tools  # noqa: E402
 from tiny_bitnet.export import export  # noqa: E402
 from tiny_bitnet.guides import COPY, DECISION, OWN_LABEL, SAME_TOKEN, small_letters  # noqa: E402
 from tiny_bitnet.induction import construct_induction  # noqa: E402
@@ -201,6 +202,21 @@ def test_what_decides_weighs_four_times_as_much(tokenizer: Tokenizer) -> None:
         return next(weight for before, weight in weights.items() if before.endswith(text))
 
     assert behind("It is ") == behind("Lisbon and ") == pytest.approx(4 * behind("Assistant: "))
+
+
+def test_the_end_of_a_number_is_learned_and_its_digits_are_copied(tokenizer: Tokenizer) -> None:
+    call = call_text("pay", {"amount": 4711, "to": "Zoe7", "count": 32}, chosen=False)
+    assert re.findall(f"{MARK}(.*?){UNMARK}", call) == ["4711,", 'Zoe7"', "32}"]
+    messages = [("user", "Send 4711 dollars to Zoe7, 32 times."), ("assistant", call)]
+    row = encode(tokenizer, Sample(messages, "call_values", forced=True))
+    tokens = [tokenizer.decode([i], skip_special_tokens=False) for i in row.ids]
+    assert "".join(token for token, weight in zip(tokens, row.weights, strict=True) if weight) in (
+        '4711,Zoe7",32}}', '4711,Zoe7",32}}</',  # as the tokenizer joins the braces
+    )  # fmt: skip
+    copied = {place + 1 for kind, place, *_ in row.guides if kind == COPY}
+    text = "".join(tokens[i] for i in sorted(copied))
+    assert text.startswith("4711,Zoe7")
+    assert "32" in text
 
 
 def test_chunks_are_reproducible_and_pairs_are_aligned(tokenizer: Tokenizer) -> None:

@@ -107,9 +107,8 @@ def _selection(source: Source) -> Family:
                 "A single selection of a choice.",
                 {"index": "integer", "reason": "string"},
             )
-            call = call_text(
-                "SingleSelection", {"index": right + 1, "reason": f"It is about {topics[right]}."}
-            )
+            values = {"index": right + 1, "reason": f"It is about {topics[right]}."}
+            call = call_text("SingleSelection", values, chosen=False)
             messages = [("system", tool_prompt([tool])), ("user", asked), ("assistant", call)]
             family.append(Sample(messages, "selection", True, Clue(line, str(right + 1), question)))
     return family

@@ -7,8 +7,7 @@ from typing import Any
 
 from . import prompts, words
 from .source import Family, Message, Sample, Source
-from .tool_specs import Arguments
-from .tools import marked_value, record, record_text
+from .tools import marked_object, record, record_text
 
 _PROMPTS = (
     "Extract the data as JSON.\nSchema: {schema}\nText: {text}",
@@ -35,13 +34,6 @@ _FREE_WORDINGS = (
     "Tell me a {kind} about a {a}.", "Write a {kind} about a {a}.", "I want a {kind} about a {a}.",
     "Make up a {kind} about {a}s.", "Give me a {kind} about the {a}.",
 )  # fmt: skip
-
-
-def json_text(record: Arguments) -> str:
-    pairs = ", ".join(
-        f"{json.dumps(key, ensure_ascii=False)}: {marked_value(v)}" for key, v in record.items()
-    )
-    return f"{{{pairs}}}"
 
 
 def _schema(source: Source, types: dict[str, str]) -> str:
@@ -72,7 +64,11 @@ def schema(source: Source) -> Family:
             asked = with_keys.format(text=text, keys=keys)
         else:
             asked = text
-        messages: list[Message] = [*source.system(0.15), ("user", asked), ("assistant", json_text(values))]
+        messages: list[Message] = [
+            *source.system(0.15),
+            ("user", asked),
+            ("assistant", marked_object(values)),
+        ]
         family.append(Sample(messages, "schema", forced=kind >= 7))
     return family
 
@@ -96,5 +92,7 @@ def invention(source: Source) -> Family:
             asked = source.choice(_WITH_KEYS).format(
                 text=asked, keys=" and ".join(f"'{key}'" for key in keys)
             )
-        family.append(Sample([("user", asked), ("assistant", json_text(made))], "invention", forced=forced))
+        family.append(
+            Sample([("user", asked), ("assistant", marked_object(made))], "invention", forced=forced)
+        )
     return family

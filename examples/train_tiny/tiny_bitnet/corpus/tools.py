@@ -13,7 +13,7 @@ from . import words
 from .chat import chat, introduction
 from .everyday import Value
 from .facts import facts
-from .source import Clue, Family, Message, Sample, Source, marked
+from .source import UNMARK, Clue, Family, Message, Sample, Source, marked
 from .tool_specs import Arguments, Tool, definition, make_tools, spoken, tool_of_parts, value_of
 from .words import listed
 
@@ -43,18 +43,24 @@ def tool_prompt(definitions: list[dict[str, Any]], before: str = "") -> str:
     return f"{before}\n\n{prompt}" if before else prompt
 
 
-def marked_value(value: Value) -> str:
+def _marked_value(value: Value) -> str:
     if isinstance(value, str):
         # The closing quote ends the value, a decision as well.
         return '"' + marked(json.dumps(value, ensure_ascii=False)[1:])
     return marked(json.dumps(value))
 
 
+def marked_object(values: Arguments) -> str:
+    """As JSON, with marks at what decides: the values, and what ends them."""
+    pairs = ", ".join(f"{json.dumps(a, ensure_ascii=False)}: {_marked_value(v)}" for a, v in values.items())
+    # A number is ended by what stands behind it.
+    return re.sub(rf"(?<=\d){UNMARK}([,}}])", rf"\1{UNMARK}", f"{{{pairs}}}")
+
+
 def call_text(name: str, arguments: Arguments, chosen: bool = True) -> str:
     """A call; chosen: its name is a decision, as its values are."""
-    pairs = ", ".join(f"{json.dumps(a, ensure_ascii=False)}: {marked_value(v)}" for a, v in arguments.items())
     name = marked(name) if chosen else name
-    return f'<tool_call>{{"name": "{name}", "arguments": {{{pairs}}}}}</tool_call>'
+    return f'<tool_call>{{"name": "{name}", "arguments": {marked_object(arguments)}}}</tool_call>'
 
 
 _SKY = ("sunny", "cloudy", "rainy", "windy", "foggy", "clear", "snowy")
