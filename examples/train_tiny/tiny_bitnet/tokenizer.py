@@ -140,6 +140,7 @@ def _encode_answer(
     for start, end in spans:
         at = next(i for i, (first, last) in enumerate(encoded.offsets) if start < last and first < end)
         weights[at] = _DECISION
+    # What ends a value (tools.marked_object) is marked with it, and is not copied.
     inside = [_inside(encoded.offsets, start, end - (plain[end - 1] in '",}')) for start, end in spans]
     return ids, [weight * scale for weight in weights], inside
 

@@ -52,10 +52,10 @@ _FEELING_QUESTIONS = (
 )  # fmt: skip
 
 
-def _numbered_choice(asked: str, right: int, line: str, question: str) -> Sample:
-    """The answer is the number of the line."""
-    clue = Clue(line, str(right + 1), question)
-    return Sample([("user", asked), ("assistant", marked(right + 1))], "options", False, clue)
+def _labelled_choice(asked: str, label: int | str, line: str, question: str) -> Sample:
+    """The answer is the number or the letter of the line."""
+    clue = Clue(line, str(label), question)
+    return Sample([("user", asked), ("assistant", marked(label))], "options", False, clue)
 
 
 def _topic(source: Source) -> str:
@@ -83,7 +83,7 @@ def _selection(source: Source) -> Family:
         question = source.wording(_TOPIC_QUESTIONS, "topic").format(topics[right])
         if kind == 0:
             asked = f"{numbered(items)}\n{question}\n{source.choice(_NUMBER_ONLY)}"
-            family.append(_numbered_choice(asked, right, f"{right + 1}. {items[right]}", question))
+            family.append(_labelled_choice(asked, right + 1, f"{right + 1}. {items[right]}", question))
             continue
         several = kind == 3 and source.chance(0.4)
         prompt = prompts.SELECT_SOME if several else prompts.SELECT_ONE
@@ -92,7 +92,7 @@ def _selection(source: Source) -> Family:
         line = f"({right + 1}) {items[right]}"
         reason = f"It is about {marked(topics[right])}."
         if kind == 1:
-            family.append(_numbered_choice(asked, right, line, question))
+            family.append(_labelled_choice(asked, right + 1, line, question))
         elif kind == 2:
             answer = (
                 f'[{{"choice": {marked(right + 1)}, "reason": {json.dumps(reason, ensure_ascii=False)}}}]'
@@ -118,24 +118,24 @@ def _category(source: Source) -> Family:
     categories = source.sample(list(CATEGORIES), source.integer(2, 5))
     items = [source.choice(CATEGORIES[category]) for category in categories]
     kind = source.integer(0, 4)
-    labels = list("ABCDE" if kind == 2 else "12345")
+    labels = "ABCDE" if kind == 2 else "12345"
     form = "{}) {}" if kind == 2 else "{}. {}"
-    listed_items = "\n".join(map(form.format, labels, items))
+    lines = [form.format(label, item) for label, item in zip(labels, items, strict=False)]
+    listing = "\n".join(lines)
     family = []
-    for label, category, item in zip(labels, categories, items, strict=False):
+    for right, (category, item) in enumerate(zip(categories, items, strict=True)):
         which = f"Which of these is {with_article(category)}"
-        clue = None
         if kind <= 2:
-            answer, clue = label, Clue(form.format(label, item), label, which)
-            number = "Answer with the letter." if kind == 2 else source.choice(_NUMBER_ONLY)
-            question_first = f"{which}?\n{listed_items}\n{number}"
-            asked = question_first if kind == 1 else f"{listed_items}\n{which}? {number}"
-        elif kind == 3:
+            behind = "Answer with the letter." if kind == 2 else source.choice(_NUMBER_ONLY)
+            asked = f"{which}?\n{listing}\n{behind}" if kind == 1 else f"{listing}\n{which}? {behind}"
+            family.append(_labelled_choice(asked, labels[right], lines[right], which))
+            continue
+        if kind == 3:
             asked, answer = f"{which}: {', '.join(items)}?", item
         else:
             names = [with_article(name) for name in sorted(categories)]
             asked, answer = f"Is {item} {', '.join(names[:-1])} or {names[-1]}?", category
-        family.append(Sample([("user", asked), ("assistant", marked(answer))], "options", False, clue))
+        family.append(Sample([("user", asked), ("assistant", marked(answer))], "options"))
     return family
 
 
@@ -150,7 +150,7 @@ def _found(source: Source) -> Family:
     for right, item in enumerate(items):
         question = source.choice(("Which option is {}?", "Find the number of {}.", "Choose {}.")).format(item)
         asked = f"{numbered(items)}\n{question} {source.choice(_NUMBER_ONLY)}"
-        family.append(_numbered_choice(asked, right, f"{right + 1}. {item}", question))
+        family.append(_labelled_choice(asked, right + 1, f"{right + 1}. {item}", question))
     return family
 
 
@@ -174,7 +174,7 @@ def _lines(source: Source) -> Family:
     for right, told in enumerate(statements):
         question = told.question(source)
         asked = f"{lines}\nQuestion: {question}\nWhich line has the answer? Answer with the number."
-        family.append(_numbered_choice(asked, right, form.format(right + 1, told.sentence), question))
+        family.append(_labelled_choice(asked, right + 1, form.format(right + 1, told.sentence), question))
     return family
 
 
@@ -189,7 +189,7 @@ def _rank(source: Source) -> Family:
     for right, story in enumerate(stories):
         question = source.choice(story.statements).question(source)
         asked = f"{documents}\n\nQuestion: {question}\nWhich document has the answer? Answer with the number."
-        family.append(_numbered_choice(asked, right, form.format(right + 1, texts[right]), question))
+        family.append(_labelled_choice(asked, right + 1, form.format(right + 1, texts[right]), question))
     return family
 
 
