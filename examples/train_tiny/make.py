@@ -35,6 +35,14 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--added-only", action="store_true", help="train only layers that --start's file has not"
     )
+    parser.add_argument(
+        "--mean-with",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="CHECKPOINT",
+        help="other checkpoints of this tokenizer: the file gets the mean of their weights and the folder's",
+    )
     parser.add_argument("--output", type=Path, help="the GGUF file (default: bitnet-tiny.gguf in the folder)")
     parser.add_argument("--steps", type=int, default=defaults.steps)
     parser.add_argument("--minutes", type=float, default=0, help="let the decay take so long, not steps")
@@ -106,7 +114,7 @@ def main() -> None:
         )
     output = options.output or options.folder / "bitnet-tiny.gguf"
     if "export" in options.stages:
-        export(options.folder / "checkpoint.pt", tokenizer, output)
+        export([options.folder / "checkpoint.pt", *options.mean_with], tokenizer, output)
         print(f"{output}: {output.stat().st_size / 1e6:.2f} MB")
     if "evaluate" in options.stages:
         report = evaluate(output)

@@ -24,6 +24,7 @@ pytest.importorskip("tokenizers")
 from bitnet import BitNet  # noqa: E402
 from bitnet.models import bundled  # noqa: E402
 from tiny_bitnet.batches import chunk_batches, collate, passage_pairs  # noqa: E402
+from tiny_bitnet.bitlinear import ternary  # noqa: E402
 from tiny_bitnet.corpus import Sample, Source, draw_family, tokenizer_texts  # noqa: E402
 from tiny_bitnet.corpus.choosing import options  # noqa: E402
 from tiny_bitnet.corpus.finding import line_choice  # noqa: E402
@@ -36,7 +37,7 @@ from tiny_bitnet.induction import construct_induction  # noqa: E402
 from tiny_bitnet.model import ModelConfig, TinyBitNet  # noqa: E402
 from tiny_bitnet.tokenizer import Encoded, encode, merge, text_ids, train_tokenizer  # noqa: E402
 from tiny_bitnet.train import Trainer, TrainOptions, _answers_loss  # noqa: E402
-from tiny_bitnet.warm_start import read_config, read_tokenizer  # noqa: E402
+from tiny_bitnet.warm_start import read_config, read_tokenizer, read_weights  # noqa: E402
 
 pytestmark = pytest.mark.reference
 
@@ -240,7 +241,7 @@ def test_a_run_resumes_and_its_file_runs(tokenizer: Tokenizer, tmp_path: Path) -
     second.run()
     assert torch.load(second.checkpoint, weights_only=True)["step"] == 4
     output = tmp_path / "tiny.gguf"
-    export(second.checkpoint, tokenizer, output)
+    export([second.checkpoint], tokenizer, output)
     text = 'Привет, world 42! {"a": 1}'
     with BitNet(output) as model:
         assert model.tokenize(text, add_special=False) == text_ids(tokenizer, text)
@@ -249,6 +250,29 @@ def test_a_run_resumes_and_its_file_runs(tokenizer: Tokenizer, tmp_path: Path) -
             expected = second.model(torch.tensor([ids])).numpy()
         found = model.logits(ids)
         assert abs(found - expected).max() < 0.05 * abs(expected).max()
+
+
+def test_a_file_can_have_the_mean_of_several_checkpoints(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    trainers = [
+        Trainer(tokenizer, CONFIG, TrainOptions(seed=seed), tmp_path / str(seed)) for seed in range(3)
+    ]
+    for trainer in trainers:
+        trainer.folder.mkdir()
+        trainer.save()
+    export([trainer.checkpoint for trainer in trainers], tokenizer, tmp_path / "mean.gguf")
+    found = read_weights(tmp_path / "mean.gguf")
+    for name in ("model.embed_tokens.weight", "model.layers.1.mlp.down_proj.weight"):
+        each = [trainer.model.state_dict()[name] for trainer in trainers]
+        assert not torch.equal(each[0], each[1])
+        mean = (each[0] + each[1] + each[2]) / 3
+        if "proj" in name:  # ternary in the file
+            codes, scale = ternary(mean)
+            mean, found[name] = codes * scale, torch.mul(*ternary(found[name]))
+        assert torch.allclose(found[name], mean, rtol=1e-3, atol=1e-4)
+    other = Trainer(tokenizer, replace(CONFIG, num_hidden_layers=3), TrainOptions(), tmp_path)
+    other.save()
+    with pytest.raises(ValueError, match="not all of the same size"):
+        export([trainers[0].checkpoint, other.checkpoint], tokenizer, tmp_path / "mean.gguf")
 
 
 def distance(found: NDArray[np.float32], expected: NDArray[np.float32]) -> float:
@@ -279,7 +303,7 @@ def test_a_run_goes_on_from_a_file(tmp_path: Path) -> None:
             found = network(torch.tensor([ids])).numpy()
         assert distance(found, expected) < 0.08
     trainer.save()
-    export(trainer.checkpoint, tokenizer, tmp_path / "again.gguf")
+    export([trainer.checkpoint], tokenizer, tmp_path / "again.gguf")
     with BitNet(tmp_path / "again.gguf") as model:
         assert distance(model.logits(ids), expected) < 0.08
     with torch.no_grad():

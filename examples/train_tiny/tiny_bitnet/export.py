@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -113,12 +114,20 @@ def _add_tensor(writer: GgufWriter, name: str, weight: NDArray[np.float32]) -> N
         writer.add_tensor(name, dims, TensorType.I2_S, encode_ternary(*absmean(weight), TensorType.I2_S))
 
 
-def export(checkpoint: Path, tokenizer: Tokenizer, output: Path, name: str = "BitNet Tiny") -> None:
-    """Write the checkpoint and its tokenizer as one GGUF file."""
-    state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+def export(
+    checkpoints: Sequence[Path], tokenizer: Tokenizer, output: Path, name: str = "BitNet Tiny"
+) -> None:
+    """Write the mean of the checkpoints' weights and their tokenizer as one GGUF file.
+
+    Raises ValueError if the checkpoints are of different sizes.
+    """
+    states = [torch.load(path, map_location="cpu", weights_only=True) for path in checkpoints]
+    if any(state["config"] != states[0]["config"] for state in states):
+        raise ValueError(f"not all of the same size: {', '.join(map(str, checkpoints))}")
     writer = GgufWriter(output)
-    _add_model_metadata(writer, ModelConfig(**state["config"]), name)
+    _add_model_metadata(writer, ModelConfig(**states[0]["config"]), name)
     _add_tokenizer_metadata(writer, tokenizer)
-    for parameter, weight in state["model"].items():
-        _add_tensor(writer, gguf_name(parameter), weight.float().numpy())
+    for parameter in states[0]["model"]:
+        mean = torch.stack([state["model"][parameter].float() for state in states]).mean(0)
+        _add_tensor(writer, gguf_name(parameter), mean.numpy())
     writer.write()
