@@ -15,7 +15,7 @@ from tiny_bitnet.corpus.choosing import CATEGORIES, kinds
 from tiny_bitnet.corpus.everyday import KNOWN, UNKNOWN
 from tiny_bitnet.corpus.facts import with_article
 from tiny_bitnet.corpus.finding import line_choice
-from tiny_bitnet.corpus.relations import make_text
+from tiny_bitnet.corpus.relations import RELATIONS, make_text
 from tiny_bitnet.corpus.source import MARK, UNMARK
 from tiny_bitnet.corpus.story import is_story_like, story
 from tiny_bitnet.corpus.tool_specs import make_tools
@@ -119,6 +119,23 @@ def test_requests_for_everyday_functions_name_each_value_once() -> None:
         for request in function.requests:
             values = sorted(re.findall(r"\{(\d)\}", request))
             assert values == [str(i) for i in range(len(function.parameters))], request
+
+
+def test_no_name_is_of_two_everyday_functions() -> None:
+    names = [name for function in (*KNOWN, *UNKNOWN) for name in function.names]
+    assert len(KNOWN) > 300
+    assert len(set(names)) == len(names)
+
+
+def test_relations_are_whole_and_no_question_is_about_two() -> None:
+    for relations in RELATIONS.values():
+        asked = [question for relation in relations for question in relation.questions]
+        assert len(set(asked)) == len(asked)
+        for relation in relations:
+            for sentence in relation.sentences:
+                assert (sentence.count("{s}"), sentence.count("{v}")) == (1, 1), sentence
+            for question in relation.questions:
+                assert (question.count("{s}"), question.count("{v}")) == (1, 0), question
 
 
 def test_no_request_for_a_held_out_function_is_one_of_training() -> None:

@@ -25,9 +25,9 @@ Mix = dict[Skill, float]
 
 # Shares of families. One of tools has fifteen times the tokens of a fact, and eight conversations.
 MIX: Mix = {
-    facts: 190, unknown: 14, chat: 22, chat_copy: 14, dialogue: 14, copying: 28, arithmetic: 1, story: 15,
-    reading: 50, refine: 3, conversation: 9, judge: 5, condense: 8,
-    tools: 45, function_choice: 14, call_values: 12, forced: 2.5, schema: 5, invention: 0.2,
+    facts: 200, unknown: 14, chat: 24, chat_copy: 14, dialogue: 14, copying: 28, arithmetic: 1, story: 15,
+    reading: 62, refine: 4, conversation: 10, judge: 5, condense: 9,
+    tools: 52, function_choice: 15, call_values: 14, forced: 2.5, schema: 6, invention: 0.2,
     options: 36, kinds: 24, line_choice: 5,
 }  # fmt: skip
 # The constructed start is kept by much copying in the first minutes.

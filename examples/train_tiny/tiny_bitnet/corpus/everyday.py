@@ -100,9 +100,13 @@ def _parameter(line: str) -> Parameter:
     return Parameter(tuple(names.split()), *_MAKERS[maker])
 
 
-def _load(name: str) -> list[Function]:
+_FOLDER = Path(__file__).with_name("functions")
+_HELD_OUT = _FOLDER / "held_out.txt"
+
+
+def _load(path: Path) -> list[Function]:
     """The functions of a file. What a block says is told in functions/README.md."""
-    text = (Path(__file__).with_name("functions") / f"{name}.txt").read_text(encoding="utf-8")
+    text = path.read_text(encoding="utf-8")
     functions = []
     for block in text.strip().split("\n\n"):
         names, descriptions, *rest = block.splitlines()
@@ -117,5 +121,7 @@ def _load(name: str) -> list[Function]:
     return functions
 
 
-KNOWN = [function for name in ("basic", "home", "office") for function in _load(name)]
-UNKNOWN = _load("held_out")
+KNOWN = [
+    function for path in sorted(_FOLDER.glob("*.txt")) if path != _HELD_OUT for function in _load(path)
+]
+UNKNOWN = _load(_HELD_OUT)
