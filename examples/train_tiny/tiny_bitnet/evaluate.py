@@ -19,7 +19,7 @@ from .corpus import Message as Turn
 from .corpus import Sample, Source, held_out_samples, passage_pair
 from .corpus.facts import canonical_questions
 from .corpus.story import is_story_like
-from .corpus.tools import listed_tools
+from .corpus.tools import everyday_call, listed_tools
 
 _CALL = re.compile(r"<tool_call>(.*?)</tool_call>")
 _TOOLS = re.compile(r"\n*# Tools\n<tools>.*", re.DOTALL)
@@ -279,6 +279,9 @@ def evaluate(path: Path, per_skill: int = 100, seed: int = 21) -> str:
     with BitNet(path) as model:
         counts = measure(model, tqdm(_selected(per_skill, seed), desc="held-out", dynamic_ncols=True))
         counts.rows["question to its passage among 50 (embeddings)"] = list(recall(model, tests=16))
+        source = Source("test", f"everyday-{seed}")
+        requests = [everyday_call(source) for _ in range(3 * per_skill)]
+        everyday = measure(model, tqdm(requests, desc="functions", dynamic_ncols=True))
         taught = Counts()
         for family, question, answer in tqdm(canonical_questions(), desc="facts", dynamic_ncols=True):
             taught.add(family, ask(model, [("user", question)]).text == answer)
@@ -289,6 +292,9 @@ def evaluate(path: Path, per_skill: int = 100, seed: int = 21) -> str:
             "## Held-out samples by skill",
             "",
             *counts.table(),
+            "## Everyday functions never seen, of the samples above the hardest",
+            "",
+            *everyday.table(),
             "## Every fact, asked in its first wording (seen in training)",
             "",
             *taught.table(),

@@ -121,7 +121,5 @@ def _load(path: Path) -> list[Function]:
     return functions
 
 
-KNOWN = [
-    function for path in sorted(_FOLDER.glob("*.txt")) if path != _HELD_OUT for function in _load(path)
-]
+KNOWN = [function for path in sorted(_FOLDER.glob("*.txt")) if path != _HELD_OUT for function in _load(path)]
 UNKNOWN = _load(_HELD_OUT)

@@ -187,6 +187,16 @@ def function_choice(source: Source) -> Family:
     return family
 
 
+def everyday_call(source: Source) -> Sample:
+    """A request for one of up to three everyday functions, and nothing else; for the evaluation."""
+    available = make_tools(source, source.weighted((1, 2, 3), (4, 5, 2)), (100, 0, 0))
+    tool = source.choice(available)
+    asked, values = tool.ask(source)
+    system: Message = ("system", tool_prompt([tool.definition for tool in available]))
+    call = call_text(tool.name, values)
+    return Sample([system, ("user", asked), ("assistant", call)], "tool_call")
+
+
 def call_values(source: Source) -> Family:
     """The values of calls, and nothing else: of a function, what several requests tell for it."""
     while True:
@@ -289,6 +299,7 @@ def forced(source: Source) -> Family:
             text = source.choice(
                 ("Extract the data: {}", "{}\nUse the tool.", "Save this: {}", "Text: {}")
             ).format(text)
-        messages: list[Message] = [system, ("user", text), ("assistant", call_text(name, values))]
+        call = call_text(name, values, chosen=False)
+        messages: list[Message] = [system, ("user", text), ("assistant", call)]
         family.append(Sample(messages, "tool_forced", forced=True))
     return family
