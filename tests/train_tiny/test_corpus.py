@@ -15,7 +15,7 @@ from tiny_bitnet.corpus.choosing import CATEGORIES, kinds
 from tiny_bitnet.corpus.everyday import KNOWN, UNKNOWN
 from tiny_bitnet.corpus.facts import with_article
 from tiny_bitnet.corpus.finding import line_choice
-from tiny_bitnet.corpus.relations import RELATIONS, make_text
+from tiny_bitnet.corpus.relations import MORE_RELATIONS, RELATIONS, make_text
 from tiny_bitnet.corpus.source import MARK, UNMARK
 from tiny_bitnet.corpus.story import is_story_like, story
 from tiny_bitnet.corpus.tool_specs import make_tools
@@ -69,7 +69,7 @@ def test_clues_stand_in_a_prompt_before_their_answer(training: list[Sample]) -> 
     found = [sample for sample in training if sample.clue]
     skills = {sample.skill for sample in found}
     drills = {"function_choice", "line", "kind"}
-    assert skills == {"ctx", "tool_call", "tool_answer", "options", "selection", *drills}
+    assert skills == {"ctx", "more", "tool_call", "tool_answer", "options", "selection", *drills}
     for sample in found:
         messages = sample.plain()
         before = messages[: sample.answer % len(messages)]
@@ -128,7 +128,8 @@ def test_no_name_is_of_two_everyday_functions() -> None:
 
 
 def test_relations_are_whole_and_no_question_is_about_two() -> None:
-    for relations in RELATIONS.values():
+    assert sum(map(len, MORE_RELATIONS.values())) > 3 * sum(map(len, RELATIONS.values()))
+    for relations in MORE_RELATIONS.values():
         asked = [question for relation in relations for question in relation.questions]
         assert len(set(asked)) == len(asked)
         for relation in relations:

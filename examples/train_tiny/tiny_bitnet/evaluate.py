@@ -227,6 +227,8 @@ NAMES = {
     "copy": "repeat, look up, quote strings never seen",
     "ctx": "answer from a given text",
     "ctx_no": "say that a given text does not tell",
+    "more": "answer from a text that tells more kinds of things",
+    "more_no": "say that such a text does not tell",
     "ctx_turns": "several questions about one text, each answer",
     "refine": "refine an answer with a new text",
     "condense": "a follow-up question as a whole question",

@@ -25,8 +25,8 @@ Mix = dict[Skill, float]
 
 # Shares of families. One of tools has fifteen times the tokens of a fact, and eight conversations.
 MIX: Mix = {
-    facts: 200, unknown: 14, chat: 24, chat_copy: 14, dialogue: 14, copying: 28, arithmetic: 1, story: 15,
-    reading: 62, refine: 4, conversation: 10, judge: 5, condense: 9,
+    facts: 230, unknown: 18, chat: 24, chat_copy: 14, dialogue: 14, copying: 28, arithmetic: 1, story: 15,
+    reading: 80, refine: 4, conversation: 10, judge: 6, condense: 10,
     tools: 52, function_choice: 15, call_values: 14, forced: 2.5, schema: 6, invention: 0.2,
     options: 36, kinds: 24, line_choice: 5,
 }  # fmt: skip

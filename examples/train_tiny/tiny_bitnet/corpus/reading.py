@@ -1,10 +1,11 @@
-"""Skills "ctx" (the answer is in a given text), "ctx_no" (it is not), "refine" (an earlier answer and a new
+"""Skills "ctx" (the answer is in a given text), "ctx_no" (it is not), "more" and "more_no" (the same of texts
+that tell more kinds of things), "refine" (an earlier answer and a new
 text), in the prompts of RAG libraries."""
 
 from __future__ import annotations
 
 from . import prompts, words
-from .relations import Statement, Story, make_text, statement
+from .relations import MORE_RELATIONS, RELATIONS, Relations, Statement, Story, make_text, statement
 from .source import Clue, Family, Message, Sample, Source, marked, unmarked
 
 
@@ -33,11 +34,11 @@ def dressed(source: Source, text: str) -> str:
     return text
 
 
-def not_told(source: Source, story: Story) -> Statement:
+def not_told(source: Source, story: Story, known: Relations = RELATIONS) -> Statement:
     """What the text does not tell: something else about its subjects, or about a stranger."""
     if source.chance(0.65):
         return source.choice(story.untold)
-    other = make_text(source, 1).statements[0]
+    other = make_text(source, 1, known).statements[0]
     return (
         statement(source, other.subject, source.choice(story.statements).relation)
         if (other.subject.kind == source.choice(story.statements).relation.subject)
@@ -46,7 +47,9 @@ def not_told(source: Source, story: Story) -> Statement:
 
 
 def reading(source: Source) -> Family:
-    story = make_text(source, 3 if source.chance(0.6) else 6)
+    more = source.chance(0.5)
+    known, skill = (MORE_RELATIONS, "more") if more else (RELATIONS, "ctx")
+    story = make_text(source, 3 if source.chance(0.6) else 6, known)
     text = dressed(source, story.text)
     system, user = _layout(source)
     if system is None and source.chance(0.15):
@@ -58,15 +61,18 @@ def reading(source: Source) -> Family:
     shared = "{text}" not in user or user.index("{text}") < user.index("{question}")
     for _ in range(7 if shared else 2):
         if source.chance(0.2):
-            asked, answer, skill = not_told(source, story), marked(prompts.NOT_TOLD), "ctx_no"
+            asked, answer = not_told(source, story, known), marked(prompts.NOT_TOLD)
         else:
             asked = told.pop() if told else source.choice(story.statements)
-            answer, skill = asked.answer, "ctx"
+            answer = asked.answer
         question = asked.question(source)
         messages: list[Message] = [("system", system.format(text=text))] if system else []
         messages += [("user", user.format(text=text, question=question)), ("assistant", answer)]
-        clue = Clue(asked.sentence, asked.sentence.split()[0], question) if skill == "ctx" else None
-        family.append(Sample(messages, skill, False, clue))
+        if answer == asked.answer:
+            clue = Clue(asked.sentence, asked.sentence.split()[0], question)
+            family.append(Sample(messages, skill, False, clue))
+        else:
+            family.append(Sample(messages, f"{skill}_no"))
     return family
 
 

@@ -59,9 +59,12 @@ class Statement(NamedTuple):
         return self.relation.follow_up.format(p=p, o=o)
 
 
-def _load() -> dict[str, list[Relation]]:
-    lines = Path(__file__).with_name("relations.txt").read_text(encoding="utf-8").splitlines()
-    found: dict[str, list[Relation]] = {}
+Relations = dict[str, list[Relation]]  # by the kind of their subject
+
+
+def _load(name: str) -> Relations:
+    lines = Path(__file__).with_name(name).read_text(encoding="utf-8").splitlines()
+    found: Relations = {}
     for line in lines:
         if not line or line.startswith("#"):
             continue
@@ -75,7 +78,9 @@ def _load() -> dict[str, list[Relation]]:
     return found
 
 
-RELATIONS = _load()
+RELATIONS = _load("relations.txt")
+_RARER = _load("rarer_relations.txt")
+MORE_RELATIONS: Relations = {kind: [*RELATIONS[kind], *_RARER[kind]] for kind in RELATIONS}
 
 _EVENTS = listed("festival concert meeting party workshop conference fair race market show lecture picnic")
 _LANGUAGES = listed("French German Spanish Italian Polish Greek Turkish Arabic Hindi Swedish Danish Finnish")
@@ -191,14 +196,14 @@ class Story(NamedTuple):
     text: str
 
 
-def make_text(source: Source, most: int = 6) -> Story:
+def make_text(source: Source, most: int = 6, known: Relations = RELATIONS) -> Story:
     """A text about one to three subjects, often with several sentences about one."""
     wanted = source.integer(1, most)
     groups: list[list[Statement]] = []
     untold = []
     while sum(map(len, groups)) < wanted:
         subject = make_subject(source)
-        relations = RELATIONS[subject.kind]
+        relations = known[subject.kind]
         count = min(source.weighted((1, 2, 3), (4, 4, 2)), len(relations) - 1)
         chosen = source.sample(relations, count + 1)
         chosen = [_attribute(source, subject.kind) if source.chance(0.3) else relation for relation in chosen]
