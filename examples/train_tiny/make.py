@@ -64,6 +64,8 @@ def arguments() -> argparse.Namespace:
         ModelConfig.intermediate_size,
     ):
         parser.error("--vocab and --ffn are those of --start's file; only --layers can be more")
+    if options.mean_with and "export" not in options.stages:
+        parser.error("--mean-with is for the file that the export stage writes")
     if options.added_only and not options.start:
         parser.error("--added-only needs --start: the file whose layers are kept")
     if options.added_only and options.layers is None:

@@ -294,7 +294,7 @@ def evaluate(path: Path, per_skill: int = 100, seed: int = 21) -> str:
             "## Held-out samples by skill",
             "",
             *counts.table(),
-            "## Everyday functions never seen, of the samples above the hardest",
+            "## Everyday functions never seen, alone",
             "",
             *everyday.table(),
             "## Every fact, asked in its first wording (seen in training)",

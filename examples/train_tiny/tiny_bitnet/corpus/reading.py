@@ -47,8 +47,7 @@ def not_told(source: Source, story: Story, known: Relations = RELATIONS) -> Stat
 
 
 def reading(source: Source) -> Family:
-    more = source.chance(0.5)
-    known, skill = (MORE_RELATIONS, "more") if more else (RELATIONS, "ctx")
+    known, skill = (MORE_RELATIONS, "more") if source.chance(0.5) else (RELATIONS, "ctx")
     story = make_text(source, 3 if source.chance(0.6) else 6, known)
     text = dressed(source, story.text)
     system, user = _layout(source)
@@ -60,7 +59,8 @@ def reading(source: Source) -> Family:
     # Only a text that comes before its question is shared.
     shared = "{text}" not in user or user.index("{text}") < user.index("{question}")
     for _ in range(7 if shared else 2):
-        if source.chance(0.2):
+        untold = source.chance(0.2)
+        if untold:
             asked, answer = not_told(source, story, known), marked(prompts.NOT_TOLD)
         else:
             asked = told.pop() if told else source.choice(story.statements)
@@ -68,11 +68,11 @@ def reading(source: Source) -> Family:
         question = asked.question(source)
         messages: list[Message] = [("system", system.format(text=text))] if system else []
         messages += [("user", user.format(text=text, question=question)), ("assistant", answer)]
-        if answer == asked.answer:
+        if untold:
+            family.append(Sample(messages, f"{skill}_no"))
+        else:
             clue = Clue(asked.sentence, asked.sentence.split()[0], question)
             family.append(Sample(messages, skill, False, clue))
-        else:
-            family.append(Sample(messages, f"{skill}_no"))
     return family
 
 
