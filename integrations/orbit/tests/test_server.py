@@ -26,7 +26,7 @@ from conftest import HARNESS, REAL
 CONFIG = Path(__file__).parents[3] / "config" / "orbit"
 PROBE = Path(__file__).parent / "probe"
 QUESTION = "What is the capital of France?"
-STORY = "Tell me a story about a brave fox and a wise owl."
+STORY = "Tell me a story about a brave fox."
 SYSTEM = "You are a helpful assistant.\n\nAnswer based on the system prompt. Maintain your persona."
 BUNDLED = "implementations.passthrough.conversational.ConversationalImplementation"
 START_SECONDS = 240 if REAL else 60
