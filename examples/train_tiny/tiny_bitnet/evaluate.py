@@ -281,9 +281,11 @@ def evaluate(path: Path, per_skill: int = 100, seed: int = 21) -> str:
     with BitNet(path) as model:
         counts = measure(model, tqdm(_selected(per_skill, seed), desc="held-out", dynamic_ncols=True))
         counts.rows["question to its passage among 50 (embeddings)"] = list(recall(model, tests=16))
-        source = Source("test", f"everyday-{seed}")
-        requests = [everyday_call(source) for _ in range(3 * per_skill)]
-        everyday = measure(model, tqdm(requests, desc="functions", dynamic_ncols=True))
+        everyday = {}
+        for split in ("test", "train"):
+            source = Source(split, f"everyday-{seed}")
+            requests = [everyday_call(source) for _ in range(3 * per_skill)]
+            everyday[split] = measure(model, tqdm(requests, desc="functions", dynamic_ncols=True))
         taught = Counts()
         for family, question, answer in tqdm(canonical_questions(), desc="facts", dynamic_ncols=True):
             taught.add(family, ask(model, [("user", question)]).text == answer)
@@ -296,7 +298,10 @@ def evaluate(path: Path, per_skill: int = 100, seed: int = 21) -> str:
             *counts.table(),
             "## Everyday functions never seen, alone",
             "",
-            *everyday.table(),
+            *everyday["test"].table(),
+            "## Everyday functions of the training text, alone, with new values",
+            "",
+            *everyday["train"].table(),
             "## Every fact, asked in its first wording (seen in training)",
             "",
             *taught.table(),
