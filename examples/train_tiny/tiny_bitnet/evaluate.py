@@ -299,7 +299,7 @@ def evaluate(path: Path, per_skill: int = 100, seed: int = 21) -> str:
             "## Everyday functions never seen, alone",
             "",
             *everyday["test"].table(),
-            "## Everyday functions of the training text, alone, with new values",
+            "## Everyday functions of the training text, alone, with freshly drawn values",
             "",
             *everyday["train"].table(),
             "## Every fact, asked in its first wording (seen in training)",
