@@ -58,6 +58,12 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=0, help="CPU threads (default: PyTorch's choice)")
     parser.add_argument("--device", default=defaults.device, help="auto, cpu, cuda")
     parser.add_argument("--matmul", default=defaults.matmul, choices=("auto", "float32", "bfloat16"))
+    parser.add_argument(
+        "--compile", action="store_true", help="compile the layers, which takes minutes: for a GPU"
+    )
+    parser.add_argument(
+        "--workers", type=int, default=defaults.workers, help="processes that make the text: for a GPU"
+    )
     options = parser.parse_args()
     if options.start and (options.vocab, options.ffn) != (
         ModelConfig.vocab_size,
@@ -104,6 +110,8 @@ def main() -> None:
             seed=options.seed,
             device=options.device,
             matmul=options.matmul,
+            compile=options.compile,
+            workers=options.workers,
         )
         train(
             tokenizer,

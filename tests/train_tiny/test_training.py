@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections import Counter
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,7 +23,7 @@ pytest.importorskip("tokenizers")
 
 from bitnet import BitNet  # noqa: E402
 from bitnet.models import bundled  # noqa: E402
-from tiny_bitnet.batches import chunk_batches, collate, passage_pairs  # noqa: E402
+from tiny_bitnet.batches import chunk_rows, collate, passage_pairs  # noqa: E402
 from tiny_bitnet.bitlinear import ternary  # noqa: E402
 from tiny_bitnet.corpus import Sample, Source, draw_family, tokenizer_texts  # noqa: E402
 from tiny_bitnet.corpus.choosing import options  # noqa: E402
@@ -68,8 +68,8 @@ def test_branches_are_the_same_as_conversations_of_their_own(
         if sum(row.weights[: row.branches.count(0)]) > 0:
             continue  # an answer in the common beginning counts once
         with torch.no_grad():
-            together = _answers_loss(network, collate([row]), torch.device("cpu"))
-            apart = sum(_answers_loss(network, collate([alone]), torch.device("cpu")) for alone in rows)
+            together = _answers_loss(network, collate([row]))
+            apart = sum(_answers_loss(network, collate([alone])) for alone in rows)
         assert float(together) == pytest.approx(float(apart), rel=1e-3)
         compared += 1
     assert compared >= 3
@@ -221,17 +221,56 @@ def test_the_end_of_a_number_is_learned_and_its_digits_are_copied(tokenizer: Tok
 
 
 def test_chunks_are_reproducible_and_pairs_are_aligned(tokenizer: Tokenizer) -> None:
-    one, two = (list(islice(chunk_batches(tokenizer, 0, 4, False, 500, 900), 3)) for _ in range(2))
-    assert all(
-        torch.equal(a.ids, b.ids) and torch.equal(a.weights, b.weights) for a, b in zip(one, two, strict=True)
-    )
+    assert chunk_rows(tokenizer, 0, 4, False, 500, 900) == chunk_rows(tokenizer, 0, 4, False, 500, 900)
     pairs = passage_pairs(tokenizer, 0, 1, 8)
     assert pairs.ids.shape == pairs.real.shape
     assert pairs.ids.shape[0] == 16
 
 
-def test_a_run_resumes_and_its_file_runs(tokenizer: Tokenizer, tmp_path: Path) -> None:
-    options = TrainOptions(steps=4, early_steps=2, evaluate_every=1000, pairs=4, pairs_every=2, seed=1)
+def test_other_processes_make_the_same_batches(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    drawn = []
+    for workers in (0, 2):
+        options = TrainOptions(tokens_per_batch=8000, early_steps=1, workers=workers)
+        trainer = Trainer(tokenizer, CONFIG, options, tmp_path)
+        with contextlib.closing(trainer._batches()) as batches:
+            ids = [next(batches).ids for _ in range(3)]
+            trainer.step = 1  # the chunks that were made in advance are of the mix of before
+            while trainer.chunk < 3:
+                ids.append(next(batches).ids)
+        drawn.append(ids)
+    assert len(drawn[0]) == len(drawn[1]) > 10
+    assert all(torch.equal(*both) for both in zip(*drawn, strict=True))
+
+
+@pytest.mark.filterwarnings("default")  # torch warns of its own parts, and filters that itself
+def test_compiled_layers_compute_the_same(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    rows = [
+        merge([encode(tokenizer, sample) for sample in tools(Source("train", seed))]) for seed in range(3)
+    ]
+    found = []
+    for compiled in (False, True):
+        trainer = Trainer(tokenizer, CONFIG, TrainOptions(compile=compiled, matmul="float32"), tmp_path)
+        loss = torch.stack([_answers_loss(trainer.model, collate([row])) for row in rows]).sum()
+        loss.backward()
+        gradients = [parameter.grad.flatten() for parameter in trainer.model.parameters()]
+        found.append((loss.item(), torch.cat(gradients)))
+    (loss_eager, eager), (loss_compiled, compiled) = found
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
+    assert loss_compiled == pytest.approx(loss_eager, rel=1e-3)
+    assert float(torch.linalg.vector_norm(compiled - eager)) < 0.05 * float(torch.linalg.vector_norm(eager))
+
+
+DEVICES = [
+    "cpu",
+    pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")),
+]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_run_resumes_and_its_file_runs(tokenizer: Tokenizer, tmp_path: Path, device: str) -> None:
+    options = TrainOptions(
+        steps=4, early_steps=2, evaluate_every=4, pairs=4, pairs_every=2, seed=1, device=device
+    )
     first = Trainer(tokenizer, CONFIG, options, tmp_path)
     first.step = 2  # as if stopped half way
     first.save()
@@ -247,7 +286,7 @@ def test_a_run_resumes_and_its_file_runs(tokenizer: Tokenizer, tmp_path: Path) -
         assert model.tokenize(text, add_special=False) == text_ids(tokenizer, text)
         with torch.no_grad():
             ids = model.tokenize(text)
-            expected = second.model(torch.tensor([ids])).numpy()
+            expected = second.model(torch.tensor([ids], device=device)).cpu().numpy()
         found = model.logits(ids)
         assert abs(found - expected).max() < 0.05 * abs(expected).max()
 

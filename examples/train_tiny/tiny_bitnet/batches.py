@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+import multiprocessing
 import random
-from collections.abc import Iterator
-from dataclasses import dataclass
+import signal
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import dataclass, fields, replace
+from typing import TypeVar
 
 import torch
 from tokenizers import Tokenizer
@@ -17,8 +21,19 @@ from .tokenizer import BEGIN, END, SPECIAL_TOKENS, Encoded, encode, merge, text_
 _CHUNK = 600  # families of conversations that are sorted by length together
 
 
+_T = TypeVar("_T", bound="_Tensors")
+
+
 @dataclass(frozen=True)
-class Batch:
+class _Tensors:
+    def to(self: _T, device: torch.device) -> _T:
+        """The same with all tensors on the device."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return replace(self, **{k: v.to(device) for k, v in values.items() if isinstance(v, Tensor)})
+
+
+@dataclass(frozen=True)
+class Batch(_Tensors):
     ids: Tensor  # [rows, length]
     positions: Tensor  # where each token stands in its conversation
     branches: Tensor | None  # see Encoded; None if there are none
@@ -30,7 +45,7 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class Pairs:
+class Pairs(_Tensors):
     """Questions and the passages that answer them, in the same order."""
 
     ids: Tensor  # [2 * pairs, length]: first the questions
@@ -76,10 +91,14 @@ def collate(rows: list[Encoded]) -> Batch:
     )
 
 
-def chunk_batches(
+def chunk_rows(
     tokenizer: Tokenizer, seed: int, chunk: int, early: bool, tokens_per_batch: int, max_length: int
-) -> Iterator[Batch]:
-    """The batches of one chunk. It depends on the seed and its number alone, so that a run can resume."""
+) -> list[list[Encoded]]:
+    """The rows of each batch of one chunk.
+
+    They depend on the seed and the number of the chunk alone, so that a run can resume, and so that other
+    processes can make them.
+    """
     source = Source("train", f"{seed}-{chunk}")
     mix, repeats = (EARLY, 0.3) if early else (MIX, 0.06)
     vocab_size = tokenizer.get_vocab_size()
@@ -99,7 +118,42 @@ def chunk_batches(
             groups.append([])
         groups[-1].append(row)
     source.random.shuffle(groups)
-    return map(collate, groups)
+    return groups
+
+
+def _leave_interrupts() -> None:
+    """Ctrl-C is for the process that trains, which then stops the others."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+class ChunkMaker:
+    """`chunk_rows` by number, made in advance by other processes if there are any (`workers`)."""
+
+    def __init__(
+        self, tokenizer: Tokenizer, seed: int, tokens_per_batch: int, max_length: int, workers: int
+    ) -> None:
+        self._make = functools.partial(
+            chunk_rows, tokenizer, seed, tokens_per_batch=tokens_per_batch, max_length=max_length
+        )
+        self._workers = workers
+        self._pool: ProcessPoolExecutor | None = None
+        if workers:
+            # A forked process would share the state of the GPU.
+            context = multiprocessing.get_context("spawn")
+            self._pool = ProcessPoolExecutor(workers, context, initializer=_leave_interrupts)
+        self._made: dict[tuple[int, bool], Future[list[list[Encoded]]]] = {}
+
+    def __call__(self, chunk: int, early: bool) -> list[list[Encoded]]:
+        if self._pool is None:
+            return self._make(chunk, early)
+        for number in range(chunk, chunk + self._workers + 1):
+            if (number, early) not in self._made:
+                self._made[number, early] = self._pool.submit(self._make, number, early)
+        return self._made.pop((chunk, early)).result()
+
+    def close(self) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
 
 
 def passage_pairs(tokenizer: Tokenizer, seed: int, number: int, count: int, split: str = "train") -> Pairs:

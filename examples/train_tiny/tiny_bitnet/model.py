@@ -7,7 +7,6 @@ parameter names are those of the Hugging Face BitNet checkpoints.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, cast
 
@@ -80,19 +79,48 @@ class Mlp(nn.Module):
 
 
 class Layer(nn.Module):
-    def __init__(self, c: ModelConfig) -> None:
+    def __init__(self, c: ModelConfig, matmul_dtype: torch.dtype) -> None:
         super().__init__()
+        self.config = c
+        self.matmul_dtype = matmul_dtype
         self.self_attn = Attention(c)
         self.mlp = Mlp(c)
         self.input_layernorm = Norm(c.hidden_size)
         self.post_attention_layernorm = Norm(c.hidden_size)
 
+    def _attend(self, x: Tensor, batch: int, length: int, places: Places) -> tuple[Tensor, Look]:
+        """What the heads found, joined, and the look of the head that may be guided."""
+        c, (cos, sin, mask) = self.config, places
+        attention, norm = self.self_attn, self.input_layernorm.weight
+        layers = (attention.q_proj, attention.k_proj, attention.v_proj)
+        joined = norm_bit_linear(
+            x, norm, [layer.weight for layer in layers], c.rms_norm_eps, self.matmul_dtype
+        ).view(batch, length, -1, c.head_dim)
+        heads = [c.num_attention_heads, c.num_key_value_heads, c.num_key_value_heads]
+        q, k, v = torch.split(joined.transpose(1, 2), heads, 1)
+        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        k, v = (t.repeat_interleave(c.queries_per_kv, 1) for t in (k, v))
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
+        look = q[:, GUIDED_HEAD], k[:, GUIDED_HEAD], mixed[:, GUIDED_HEAD]
+        return mixed.transpose(1, 2).reshape(batch * length, c.num_attention_heads * c.head_dim), look
+
+    def forward(self, x: Tensor, batch: int, length: int, places: Places) -> tuple[Tensor, Look]:
+        """States [batch * length, hidden] behind this layer, and the look of the head that may be guided."""
+        eps, dtype, attention, mlp = self.config.rms_norm_eps, self.matmul_dtype, self.self_attn, self.mlp
+        mixed, look = self._attend(x, batch, length, places)
+        x = x + norm_bit_linear(mixed, attention.attn_sub_norm.weight, [attention.o_proj.weight], eps, dtype)
+        both = [mlp.gate_proj.weight, mlp.up_proj.weight]
+        norm = self.post_attention_layernorm.weight
+        gate, up = norm_bit_linear(x, norm, both, eps, dtype).chunk(2, -1)
+        gated = F.relu(gate).square() * up
+        return x + norm_bit_linear(gated, mlp.ffn_sub_norm.weight, [mlp.down_proj.weight], eps, dtype), look
+
 
 class Decoder(nn.Module):
-    def __init__(self, c: ModelConfig) -> None:
+    def __init__(self, c: ModelConfig, matmul_dtype: torch.dtype) -> None:
         super().__init__()
         self.embed_tokens = nn.Embedding(c.vocab_size, c.hidden_size)
-        self.layers = nn.ModuleList(Layer(c) for _ in range(c.num_hidden_layers))
+        self.layers = nn.ModuleList(Layer(c, matmul_dtype) for _ in range(c.num_hidden_layers))
         self.norm = Norm(c.hidden_size)
 
 
@@ -106,7 +134,7 @@ class TinyBitNet(nn.Module):
         super().__init__()
         self.config = config
         self.matmul_dtype = matmul_dtype
-        self.model = Decoder(config)
+        self.model = Decoder(config, matmul_dtype)
         self.guided: list[Look] = []  # of the guided heads in the last pass
         half = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
         positions = torch.arange(config.max_position_embeddings, dtype=torch.float32)
@@ -137,23 +165,6 @@ class TinyBitNet(nn.Module):
         nn.init.normal_(self.model.embed_tokens.weight, std=0.25)
         nn.init.constant_(self.model.norm.weight, 0.25)
 
-    def _attend(
-        self, attention: Attention, x: Tensor, norm: Tensor, shape: Sequence[int], places: Places
-    ) -> tuple[Tensor, Look]:
-        """What the heads found, joined, and the look of the head that may be guided."""
-        c, (batch, length), (cos, sin, mask) = self.config, shape, places
-        layers = (attention.q_proj, attention.k_proj, attention.v_proj)
-        joined = norm_bit_linear(
-            x, norm, [layer.weight for layer in layers], c.rms_norm_eps, self.matmul_dtype
-        ).view(batch, length, -1, c.head_dim)
-        heads = [c.num_attention_heads, c.num_key_value_heads, c.num_key_value_heads]
-        q, k, v = torch.split(joined.transpose(1, 2), heads, 1)
-        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
-        k, v = (t.repeat_interleave(c.queries_per_kv, 1) for t in (k, v))
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
-        look = q[:, GUIDED_HEAD], k[:, GUIDED_HEAD], mixed[:, GUIDED_HEAD]
-        return mixed.transpose(1, 2).reshape(batch * length, c.num_attention_heads * c.head_dim), look
-
     def _places(self, length: int, positions: Tensor | None, branches: Tensor | None) -> Places:
         if positions is None or branches is None:
             return self.cos[:length], self.sin[:length], None
@@ -167,24 +178,13 @@ class TinyBitNet(nn.Module):
 
         With branches, a token sees branch 0 and its own, and `positions` says where it stands.
         """
-        eps, dtype = self.config.rms_norm_eps, self.matmul_dtype
         places = self._places(ids.shape[1], positions, branches)
-        x = self.model.embed_tokens(ids.reshape(-1))
+        x: Tensor = self.model.embed_tokens(ids.reshape(-1))
         self.guided = []
         for number, layer in enumerate(self.blocks):
-            attention, mlp = layer.self_attn, layer.mlp
-            mixed, look = self._attend(attention, x, layer.input_layernorm.weight, ids.shape, places)
+            x, look = layer(x, *ids.shape, places)
             if number in self.guided_layers:
                 self.guided.append(look)
-            x = x + norm_bit_linear(
-                mixed, attention.attn_sub_norm.weight, [attention.o_proj.weight], eps, dtype
-            )
-            both = [mlp.gate_proj.weight, mlp.up_proj.weight]
-            gate, up = norm_bit_linear(x, layer.post_attention_layernorm.weight, both, eps, dtype).chunk(
-                2, -1
-            )
-            gated = F.relu(gate).square() * up
-            x = x + norm_bit_linear(gated, mlp.ffn_sub_norm.weight, [mlp.down_proj.weight], eps, dtype)
         return x
 
     def guide_loss(self, ids: Tensor, guides: Tensor, branches: Tensor | None) -> Tensor:

@@ -30,8 +30,8 @@ def score(model: TinyBitNet, rows: list[tuple[str, Encoded]], device: torch.devi
     ordered = sorted((row for row in rows if len(row[1].ids) <= limit), key=lambda row: len(row[1].ids))
     for start in range(0, len(ordered), _ROWS_AT_ONCE):
         part = ordered[start : start + _ROWS_AT_ONCE]
-        batch = collate([row for _, row in part])
-        best = model(batch.ids.to(device), batch.wanted.to(device)).argmax(-1).cpu()
+        batch = collate([row for _, row in part]).to(device)
+        best = model(batch.ids, batch.wanted).argmax(-1)
         wrong_rows = (batch.wanted[best != batch.targets] // batch.ids.shape[1]).tolist()
         for i, (skill, _) in enumerate(part):
             right[skill].append(i not in wrong_rows)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from .batches import Batch, Pairs, chunk_batches, passage_pairs
+from .batches import Batch, ChunkMaker, Pairs, collate, passage_pairs
 from .guides import small_letters
 from .induction import construct_induction
 from .model import ModelConfig, TinyBitNet
@@ -46,6 +47,8 @@ class TrainOptions:
     save_every: int = 100
     device: str = "auto"
     matmul: str = "auto"  # float32 | bfloat16
+    compile: bool = False  # the layers, with torch.compile
+    workers: int = 0  # processes that make the batches in advance
 
 
 def choose_device(name: str) -> torch.device:
@@ -102,19 +105,23 @@ def _schedule(
     optimizers[0].param_groups[0]["weight_decay"] = options.weight_decay if progress < 0.5 else 0.0
 
 
-def _answers_loss(model: TinyBitNet, batch: Batch, device: torch.device) -> Tensor:
+def _answers_loss(model: TinyBitNet, batch: Batch) -> Tensor:
     """The weighted sum of the losses of a batch."""
-    branches = None if batch.branches is None else batch.branches.to(device)
-    logits = model(batch.ids.to(device), batch.wanted.to(device), batch.positions.to(device), branches)
-    losses = F.cross_entropy(logits, batch.targets.to(device), reduction="none")
-    return (losses * batch.weights.to(device)).sum()
+    logits = model(batch.ids, batch.wanted, batch.positions, batch.branches)
+    losses = F.cross_entropy(logits, batch.targets, reduction="none")
+    return (losses * batch.weights).sum()
 
 
-def pairs_loss(model: TinyBitNet, pairs: Pairs, device: torch.device, temperature: float = 0.05) -> Tensor:
+def _similarities(model: TinyBitNet, pairs: Pairs) -> Tensor:
+    """Cosines [questions, passages]."""
+    questions, passages = model.embed(pairs.ids, pairs.real).chunk(2)
+    return questions @ passages.T
+
+
+def _pairs_loss(model: TinyBitNet, pairs: Pairs, temperature: float = 0.05) -> Tensor:
     """Each question is to be closer to its passage than to all others, and each passage to its question."""
-    questions, passages = model.embed(pairs.ids.to(device), pairs.real.to(device)).chunk(2)
-    similar = questions @ passages.T / temperature
-    right = torch.arange(len(similar), device=device)
+    similar = _similarities(model, pairs) / temperature
+    right = torch.arange(len(similar), device=similar.device)
     return (F.cross_entropy(similar, right) + F.cross_entropy(similar.T, right)) / 2
 
 
@@ -131,6 +138,9 @@ class Trainer:
         self.model = TinyBitNet(config, choose_matmul(options.matmul, self.device))
         construct_induction(self.model)
         self.model.to(self.device)
+        if options.compile:
+            for layer in self.model.blocks:
+                layer.compile(dynamic=True)  # rows differ in length from batch to batch
         self.readout = nn.Linear(config.head_dim, config.vocab_size).to(self.device)
         self.optimizers = _optimizers(self.model, self.readout, options)
         self.step = self.chunk = self.tokens = 0
@@ -184,14 +194,13 @@ class Trainer:
             parameter.requires_grad_(name.startswith(added))
         self.optimizers = _optimizers(self.model, self.readout, self.options)
 
-    def _batches(self) -> Iterator[Batch]:
+    def _batches(self) -> Generator[Batch, None, None]:
         o = self.options
-        while True:
-            early = self.step < o.early_steps
-            self.chunk += 1
-            yield from chunk_batches(
-                self.tokenizer, o.seed, self.chunk, early, o.tokens_per_batch, o.max_length
-            )
+        chunks = ChunkMaker(self.tokenizer, o.seed, o.tokens_per_batch, o.max_length, o.workers)
+        with contextlib.closing(chunks):
+            while True:
+                self.chunk += 1
+                yield from map(collate, chunks(self.chunk, early=self.step < o.early_steps))
 
     def _left(self) -> float:
         """The part of the learning rate's decay that is left."""
@@ -205,8 +214,8 @@ class Trainer:
         total = sum(float(batch.weights.sum()) for batch in batches)
         value = 0.0
         self.guided *= 0.98
-        for batch in batches:
-            loss = _answers_loss(self.model, batch, self.device) / total
+        for batch in (batch.to(self.device) for batch in batches):
+            loss = _answers_loss(self.model, batch) / total
             guided = self._guides_loss(batch) / len(batches)
             (loss + guided).backward()  # type: ignore[no-untyped-call]  # torch declares it without types
             value += loss.item()
@@ -223,15 +232,13 @@ class Trainer:
 
     def _guides_loss(self, batch: Batch) -> Tensor:
         """The loss of the guides of the batch that was last passed through the model."""
-        guides = batch.guides.to(self.device)
-        branches = None if batch.branches is None else batch.branches.to(self.device)
-        looked = self.model.guide_loss(self.same[batch.ids.to(self.device)], guides, branches)
-        told = self.model.told_loss(guides, self.readout)
+        looked = self.model.guide_loss(self.same[batch.ids], batch.guides, batch.branches)
+        told = self.model.told_loss(batch.guides, self.readout)
         return looked * self.options.guide_weight + told * self.options.told_weight
 
     def _pairs_step(self) -> None:
         pairs = passage_pairs(self.tokenizer, self.options.seed, self.step, self.options.pairs)
-        loss = pairs_loss(self.model, pairs, self.device) * self.options.pairs_weight
+        loss = _pairs_loss(self.model, pairs.to(self.device)) * self.options.pairs_weight
         loss.backward()  # type: ignore[no-untyped-call]  # torch declares it without types
         self.tokens += pairs.tokens
 
@@ -241,8 +248,7 @@ class Trainer:
         log = (self.folder / "log.jsonl").open("a", encoding="utf-8")
         bar = tqdm(total=options.steps, initial=self.step, unit="step", dynamic_ncols=True)
         average = 0.0
-        batches = self._batches()
-        with log, bar:
+        with log, bar, contextlib.closing(self._batches()) as batches:
             while self.step < options.steps and self._left() > 0:
                 start = time.perf_counter()
                 loss = self._update([next(batches) for _ in range(options.batches_per_step)])
@@ -268,8 +274,8 @@ class Trainer:
     def _recall(self, count: int = 50) -> float:
         """Share of held-out questions whose own passage of 50 is the closest."""
         pairs = passage_pairs(self.tokenizer, 7, 0, count, "test")
-        questions, passages = self.model.embed(pairs.ids, pairs.real).chunk(2)
-        return float(((questions @ passages.T).argmax(1) == torch.arange(count)).float().mean())
+        closest = _similarities(self.model, pairs.to(self.device)).argmax(1)
+        return float((closest == torch.arange(count, device=self.device)).float().mean())
 
     def _record(self, loss: float, exact: dict[str, float]) -> dict[str, Any]:
         return {
