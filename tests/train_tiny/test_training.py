@@ -23,7 +23,7 @@ pytest.importorskip("tokenizers")
 
 from bitnet import BitNet  # noqa: E402
 from bitnet.models import bundled  # noqa: E402
-from tiny_bitnet.batches import chunk_rows, collate, passage_pairs  # noqa: E402
+from tiny_bitnet.batches import Batch, chunk_rows, collate, passage_pairs  # noqa: E402
 from tiny_bitnet.bitlinear import ternary  # noqa: E402
 from tiny_bitnet.corpus import Sample, Source, draw_family, tokenizer_texts  # noqa: E402
 from tiny_bitnet.corpus.choosing import options  # noqa: E402
@@ -289,6 +289,28 @@ def test_a_run_resumes_and_its_file_runs(tokenizer: Tokenizer, tmp_path: Path, d
             expected = second.model(torch.tensor([ids], device=device)).cpu().numpy()
         found = model.logits(ids)
         assert abs(found - expected).max() < 0.05 * abs(expected).max()
+
+
+@pytest.mark.parametrize(("steps", "saved"), [(4, 3), (6, 6)])
+def test_an_interrupted_run_is_saved_once_the_checkpoint_is_its_own(
+    tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: int, saved: int
+) -> None:
+    options = TrainOptions(early_steps=0, save_every=5, tokens_per_batch=64, batches_per_step=1)
+    trainer = Trainer(tokenizer, CONFIG, options, tmp_path)
+    trainer.step = 3
+    trainer.save()
+    trainer.step = 0
+    update = trainer._update
+
+    def interrupted(batches: list[Batch]) -> float:
+        if trainer.step == steps:
+            raise KeyboardInterrupt
+        return update(batches)
+
+    monkeypatch.setattr(trainer, "_update", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.run()
+    assert torch.load(trainer.checkpoint, weights_only=True)["step"] == saved
 
 
 def test_a_file_can_have_the_mean_of_several_checkpoints(tokenizer: Tokenizer, tmp_path: Path) -> None:

@@ -243,6 +243,18 @@ class Trainer:
         self.tokens += pairs.tokens
 
     def run(self) -> None:
+        """Train to the end. KeyboardInterrupt goes on, but what was trained is in the checkpoint then."""
+        begun = self.step
+        try:
+            self._run()
+        except KeyboardInterrupt:
+            # Before that the checkpoint may be another run's, begun again by mistake.
+            if self.step - begun >= self.options.save_every:
+                self.save()
+            raise
+        self.save()
+
+    def _run(self) -> None:
         options = self.options
         rows = held_out_rows(self.tokenizer, per_skill=10, seed=5)
         log = (self.folder / "log.jsonl").open("a", encoding="utf-8")
@@ -268,7 +280,6 @@ class Trainer:
                     log.flush()
                 if self.step % options.save_every == 0:
                     self.save()
-        self.save()
 
     @torch.no_grad()
     def _recall(self, count: int = 50) -> float:
