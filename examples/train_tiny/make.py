@@ -60,10 +60,10 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--device", default=defaults.device, help="auto, cpu, cuda")
     parser.add_argument("--matmul", default=defaults.matmul, choices=("auto", "float32", "bfloat16"))
     parser.add_argument(
-        "--compile", action="store_true", help="compile the layers, which takes minutes: for a GPU"
+        "--compile", action="store_true", help="compile the layers: takes minutes, makes training faster"
     )
     parser.add_argument(
-        "--workers", type=int, default=defaults.workers, help="processes that make the text: for a GPU"
+        "--workers", type=int, default=defaults.workers, help="processes that make the text, for a GPU"
     )
     options = parser.parse_args()
     if options.start and (options.vocab, options.ffn) != (
