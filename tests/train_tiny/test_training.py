@@ -24,7 +24,7 @@ pytest.importorskip("tokenizers")
 from bitnet import BitNet  # noqa: E402
 from bitnet.models import bundled  # noqa: E402
 from tiny_bitnet.batches import Batch, chunk_rows, collate, passage_pairs  # noqa: E402
-from tiny_bitnet.bitlinear import ternary  # noqa: E402
+from tiny_bitnet.bitlinear import norm_bit_linear, quantise_activations, rms_norm, ternary  # noqa: E402
 from tiny_bitnet.corpus import Sample, Source, draw_family, tokenizer_texts  # noqa: E402
 from tiny_bitnet.corpus.choosing import options  # noqa: E402
 from tiny_bitnet.corpus.finding import line_choice  # noqa: E402
@@ -242,14 +242,32 @@ def test_other_processes_make_the_same_batches(tokenizer: Tokenizer, tmp_path: P
     assert all(torch.equal(*both) for both in zip(*drawn, strict=True))
 
 
+def test_rounding_is_the_identity_to_the_backward_pass() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(5, 32, requires_grad=True)
+    norm = torch.rand(32).add(0.5).requires_grad_()
+    weights = [torch.randn(rows, 32, requires_grad=True) for rows in (6, 3)]
+    upstream = torch.randn(5, 9)
+    norm_bit_linear(x, norm, weights, 1e-5, torch.float32).backward(upstream)
+    found = [tensor.grad for tensor in (x, norm, *weights)]
+    normed = rms_norm(x, norm, 1e-5)
+    integers, factor = quantise_activations(normed.detach())
+    rounded = torch.cat([torch.mul(*ternary(weight.detach())) for weight in weights])
+    expected = torch.autograd.grad(normed, (x, norm), upstream @ rounded)
+    for ours, theirs in zip(
+        found, (*expected, *(upstream.T @ (integers * factor)).split((6, 3))), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.filterwarnings("default")  # torch warns of its own parts, and filters that itself
 def test_compiled_layers_compute_the_same(tokenizer: Tokenizer, tmp_path: Path) -> None:
     rows = [
         merge([encode(tokenizer, sample) for sample in tools(Source("train", seed))]) for seed in range(3)
     ]
     found = []
-    for compiled in (False, True):
-        trainer = Trainer(tokenizer, CONFIG, TrainOptions(compile=compiled, matmul="float32"), tmp_path)
+    for compile_layers in (False, True):
+        trainer = Trainer(tokenizer, CONFIG, TrainOptions(compile=compile_layers, matmul="float32"), tmp_path)
         loss = torch.stack([_answers_loss(trainer.model, collate([row])) for row in rows]).sum()
         loss.backward()
         gradients = [parameter.grad.flatten() for parameter in trainer.model.parameters()]

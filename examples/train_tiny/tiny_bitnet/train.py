@@ -243,7 +243,7 @@ class Trainer:
         self.tokens += pairs.tokens
 
     def run(self) -> None:
-        """Train to the end. KeyboardInterrupt goes on, but what was trained is in the checkpoint then."""
+        """Train to the end. An interrupted run of `save_every` steps or more is saved first."""
         begun = self.step
         try:
             self._run()
