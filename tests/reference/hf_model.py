@@ -1,17 +1,12 @@
-"""The same random weights in classes of transformers: BitNet; Llama, Qwen3 and Gemma3 with BitLinear.
-
-Import this before anything else imports torch: it turns the compiler off, which would only cost minutes.
-"""
+"""The same random weights in classes of transformers: BitNet; Llama, Qwen3 and Gemma3 with BitLinear."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from typing import Literal
 
-os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
-
 import numpy as np
+import pytest
 import torch
 from numpy.typing import NDArray
 from transformers import (
@@ -27,9 +22,14 @@ from transformers import (
     Qwen3Config,
     Qwen3ForCausalLM,
 )
-from transformers.integrations.bitnet import AutoBitLinear, BitLinear, pack_weights
 
 from reference.model_factory import Dense, Linear, ModelSpec, RandomModel
+
+# Where this is not set when they are defined, its functions are compiled, which would only cost minutes. It
+# must not stay set: the trainer, tested in the same process, compiles its layers.
+with pytest.MonkeyPatch.context() as environment:
+    environment.setenv("TORCHDYNAMO_DISABLE", "1")
+    from transformers.integrations.bitnet import AutoBitLinear, BitLinear, pack_weights
 
 # How the ternary weights of a checkpoint are kept: multiplied by their scale, latent (rounded at each call),
 # or packed and divided by the inverse scale.
