@@ -114,15 +114,18 @@ def main() -> None:
             compile=options.compile,
             workers=options.workers,
         )
-        train(
-            tokenizer,
-            config,
-            train_options,
-            options.folder,
-            options.resume,
-            options.start,
-            options.added_only,
-        )
+        try:
+            train(
+                tokenizer,
+                config,
+                train_options,
+                options.folder,
+                options.resume,
+                options.start,
+                options.added_only,
+            )
+        except KeyboardInterrupt:
+            sys.exit("Stopped; --resume goes on.")
     output = options.output or options.folder / "bitnet-tiny.gguf"
     if "export" in options.stages:
         export([options.folder / "checkpoint.pt", *options.mean_with], tokenizer, output)
@@ -137,4 +140,4 @@ if __name__ == "__main__":
     try:
         main()
     except KeyboardInterrupt:
-        sys.exit("Stopped; --resume goes on.")
+        sys.exit("Stopped.")

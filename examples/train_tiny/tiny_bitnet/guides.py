@@ -34,7 +34,7 @@ COPY = 3  # the token before one that is copied, at the one it is copied from; t
 @functools.lru_cache
 def small_letters(tokenizer: Tokenizer) -> list[int]:
     """For each token of ASCII letters the one that has them small; itself for others, or if there is none."""
-    names = [tokenizer.id_to_token(i) for i in range(tokenizer.get_vocab_size())]
+    names = [tokenizer.id_to_token(i) or "" for i in range(tokenizer.get_vocab_size())]
     ids = {name: i for i, name in enumerate(names)}
     return [ids.get(name.lower(), i) if name.isascii() else i for i, name in enumerate(names)]
 

@@ -10,7 +10,7 @@ from .facts import with_article
 from .finding import numbered
 from .relations import make_subject, make_text
 from .source import Clue, Family, Sample, Source, marked
-from .tool_specs import definition
+from .tool_specs import Arguments, definition
 from .tools import call_text, tool_prompt
 from .words import listed
 
@@ -107,7 +107,7 @@ def _selection(source: Source) -> Family:
                 "A single selection of a choice.",
                 {"index": "integer", "reason": "string"},
             )
-            values = {"index": right + 1, "reason": f"It is about {topics[right]}."}
+            values: Arguments = {"index": right + 1, "reason": f"It is about {topics[right]}."}
             call = call_text("SingleSelection", values, chosen=False)
             messages = [("system", tool_prompt([tool])), ("user", asked), ("assistant", call)]
             family.append(Sample(messages, "selection", True, Clue(line, str(right + 1), question)))

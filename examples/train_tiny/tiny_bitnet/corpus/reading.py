@@ -9,7 +9,7 @@ from .relations import MORE_RELATIONS, RELATIONS, Relations, Statement, Story, m
 from .source import Clue, Family, Message, Sample, Source, marked, unmarked
 
 
-def _layout(source: Source) -> tuple[str | None, str | None]:
+def _layout(source: Source) -> tuple[str | None, str]:
     """A system prompt and a user prompt with {text} and {question} in one of them."""
     kind = source.integer(0, 11)
     if kind <= 3:

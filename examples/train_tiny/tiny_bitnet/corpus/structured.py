@@ -7,6 +7,7 @@ from typing import Any
 
 from . import prompts, words
 from .source import Family, Message, Sample, Source
+from .tool_specs import Arguments
 from .tools import marked_object, record, record_text
 
 _PROMPTS = (
@@ -86,7 +87,7 @@ def invention(source: Source) -> Family:
             "p": source.choice(("forest", "garden", "kitchen", "school")),
         }
         asked = source.choice(_FREE_WORDINGS).format(kind=kind, a=animal)
-        made = {keys[0]: first.format(**forms), keys[1]: second.format(**forms)}
+        made: Arguments = {keys[0]: first.format(**forms), keys[1]: second.format(**forms)}
         forced = source.chance(0.6)
         if not forced:
             asked = source.choice(_WITH_KEYS).format(

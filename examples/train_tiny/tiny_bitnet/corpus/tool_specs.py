@@ -183,8 +183,10 @@ def _asked_by_name(source: Source, name: str, values: Arguments) -> str:
     # Of "weather function" the word that tells.
     topic = [word for word in said.split() if word not in ("function", "tool")][-1]
     if not values:
-        forms = (title, f"Please {said}.", f"What is the value of {name}()? Use the tool.", f"Call {name}.",
-                 f"Can you {said}?", f"Use {name}.")  # fmt: skip
+        forms: tuple[str, ...] = (
+            title, f"Please {said}.", f"What is the value of {name}()? Use the tool.", f"Call {name}.",
+            f"Can you {said}?", f"Use {name}.",
+        )  # fmt: skip
         return source.choice(forms)
     if source.chance(0.15):
         call = f"{name}({', '.join(str(v) for v in values.values())})"

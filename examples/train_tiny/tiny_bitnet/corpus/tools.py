@@ -68,11 +68,11 @@ _FIELDS = listed("status price time total name id color city temperature answer 
 
 
 def _found(source: Source) -> Value:
-    make: Callable[[Source], Value] = source.choice(
-        (Source.number, Source.phrase, Source.full_name, Source.city, Source.decimal, Source.foreign_phrase,
-         Source.date, Source.word, Source.number)
+    makers: tuple[Callable[[Source], Value], ...] = (
+        Source.number, Source.phrase, Source.full_name, Source.city, Source.decimal, Source.foreign_phrase,
+        Source.date, Source.word, Source.number,
     )  # fmt: skip
-    return make(source)
+    return source.choice(makers)(source)
 
 
 def result(source: Source, tool: str) -> tuple[str, str]:
